@@ -1,0 +1,102 @@
+"""The machine's CPUs without KVM: Unicorn (QEMU's translator as a library) runs guest code, for any number of CPUs by
+turns, with the same page tables in the same guest RAM.
+
+abi.py mirrors its C API, unicorn.py is one engine, ring3.py brings it up, engine.py runs CPUs in it and stops them,
+turns.py says whose turn it is, cpu.py is vmm/cpu.py's Cpu, fpu.py its x87 and SSE state.
+
+What differs from hardware, and a program may notice: there is no AVX, and CPUID says so; 32-bit code segments do not
+exist; RCX and R11 keep their values over SYSCALL; INS in ring 3 has cleared its destination when it faults; the RIP of
+a prefixed INT n that faults is that of the instruction without its prefixes.
+
+Unicorn is GPL-2.0. It is neither part of pyvmm nor linked with it; it is loaded when it is asked for.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from vmm.emulator.abi import EmulatorUnavailable, UnicornError
+from vmm.emulator.cpu import EmulatorCpu
+from vmm.emulator.engine import SLICE, Engine
+from vmm.emulator.fpu import SIZE as FPU_SIZE
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from vmm.memory.frames import Frames
+    from vmm.memory.pagetable import KernelHalf
+    from vmm.memory.physical import GuestRam
+
+__all__ = ["EmulatorAccelerator", "EmulatorUnavailable"]
+
+MAX_CPUS = 4096
+
+
+class EmulatorAccelerator:
+    """See vmm/cpu.py: Accelerator.
+
+    `slice_seconds`: what CPUs that compute get by turns. Raises EmulatorUnavailable without a usable Unicorn.
+    """
+
+    name = "emulator"
+    max_cpus = MAX_CPUS
+    populates = False
+    large_pages = False
+    discard_revokes = False
+    hwcap2 = 0
+    tsc = None
+    fpu_size = FPU_SIZE
+
+    def __init__(self, ram: GuestRam, frames: Frames, half: KernelHalf, slice_seconds: float = SLICE) -> None:
+        try:
+            self._engine = Engine(ram, frames, half, slice_seconds)
+        except UnicornError as error:
+            raise EmulatorUnavailable(f"Unicorn does not work here: {error}") from error
+        self._lock = Lock()
+        self._free: list[int] = []
+        self._made = 0
+        self._count = 0
+
+    @property
+    def cpuid_features(self) -> int:
+        return self._engine.feature_bits
+
+    def create_cpu(self) -> EmulatorCpu:
+        with self._lock:
+            if self._count == self.max_cpus:
+                raise OSError(f"the emulator has no more than {self.max_cpus} CPUs")
+            self._count += 1
+            index = self._free.pop() if self._free else self._made
+            self._made = max(self._made, index + 1)
+        try:
+            return EmulatorCpu(self, self._engine, index)
+        except UnicornError as error:
+            self._release(index)
+            raise OSError(str(error)) from error
+
+    def forget(self, cpu: EmulatorCpu) -> None:
+        """`cpu` was closed."""
+        self._engine.forget(cpu)
+        self._release(cpu.index)
+
+    def _release(self, index: int) -> None:
+        with self._lock:
+            self._count -= 1
+            self._free.append(index)
+
+    def revoke(self, address: int, length: int) -> None:
+        # The translations that the engine keeps are found by virtual address only.
+        self._engine.forget_translations()
+
+    def revoke_all(self) -> None:
+        self._engine.forget_translations()
+
+    def forget_code(self, address: int, length: int) -> None:
+        self._engine.forget_code(address, length)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return self._engine.exclusive()
+
+    def close(self) -> None:
+        self._engine.close()
