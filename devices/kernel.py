@@ -1,0 +1,216 @@
+"""A machine's Linux: the state that all processes share, and the edges to the monitor that runs it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from devices.bus import ARGUMENT_REGISTERS, Handlers
+from devices.errors import SysError
+from devices.futex.futex import Futexes
+from devices.time.clock import Clock
+from devices.time.vdso import Vdso
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devices.bus import Declaration, Handler
+    from devices.fs.hostfile import HostFileBacking
+    from devices.memory.space import MachineMemory
+    from devices.random import Random
+    from devices.stats import Stats
+    from devices.task.process import Process
+    from devices.task.task import Task
+    from devices.trace import Tracer
+    from vmm.cpu import Accelerator, Cpu, Exit
+
+PID_MAX = 4_194_304
+
+
+class Threads(Protocol):
+    """What gives a task its vCPU and thread (vmm/machine.py)."""
+
+    def start_task(self, task: Task, enter: Callable[[Cpu], None]) -> None:
+        """Run `task` on a vCPU of its own: `enter` sets the CPU's state on the new thread. OSError: none to be had."""
+
+
+class Kernel:
+    """The shared state (see devices/bus.py for the lock)."""
+
+    INIT_PID = 1
+
+    def __init__(self, memory: MachineMemory, threads: Threads, *, max_tasks: int, cpus: int) -> None:
+        self.lock = threading.Lock()
+        self.memory = memory
+        memory.on_out_of_memory = self.out_of_memory_locked
+        self.accelerator: Accelerator = memory.accelerator
+        self.clock = Clock()
+        self.futexes = Futexes()
+        self.random: Random = memory.random
+        self.vdso = Vdso(memory, self.clock)
+        self.threads = threads
+        self.max_tasks = max_tasks
+        self.cpus = cpus
+        """CPUs that the guest is told of."""
+        self.image: HostFileBacking | None = None
+        """The file that was booted."""
+        self._images: list[HostFileBacking] = []
+        self.hostname = b"pyvmm"
+        self.domainname = b"(none)"
+        self.tasks: dict[int, Task] = {}
+        self.processes: dict[int, Process] = {}
+        self.tracer: Tracer | None = None
+        self.stats: Stats | None = None
+        self.unknown_calls: dict[int, int] = {}
+        self.bugs: list[str] = []
+        """Reports of the monitor's own failures; a run that has any does not end with the program's status."""
+        self.notices: list[str] = []
+        """Lines for the person who runs the machine (out of memory...)."""
+        self.terminals: dict[int, bytes] = {}
+        """termios of host terminals before a guest changed them, by host descriptor: the monitor puts them back."""
+        self.on_process_gone: Callable[[Process], None] = lambda process: None
+        self.handlers = Handlers(self)
+        self._last_pid = self.INIT_PID
+
+    def new_pid_locked(self) -> int:
+        """The next free pid or tid. SysError(EAGAIN) when the machine's task limit is reached."""
+        import errno
+
+        if len(self.tasks) >= self.max_tasks:
+            raise SysError(errno.EAGAIN, "the machine's task limit")
+        while True:
+            self._last_pid = self._last_pid + 1 if self._last_pid < PID_MAX - 1 else 300  # RESERVED_PIDS
+            if self._last_pid not in self.tasks and self._last_pid not in self.processes:
+                return self._last_pid
+
+    def add_task_locked(self, task: Task) -> None:
+        self.tasks[task.tid] = task
+        task.process.tasks[task.tid] = task
+        if self.stats:
+            self.stats.tasks += 1
+
+    def start_task_locked(self, task: Task, state: list[int]) -> None:
+        """Start a task, already added, with these registers. OSError when there is no vCPU for it."""
+        self.threads.start_task(task, lambda cpu: cpu.load(state))
+
+    def abandon_locked(self, process: Process) -> None:
+        """Take back a process none of whose tasks has run."""
+        for tid in list(process.tasks):
+            del self.tasks[tid]
+        process.tasks.clear()
+        process.files.close_all_locked()
+        process.memory.teardown()
+        del self.processes[process.pid]
+
+    def adopt_image_locked(self, image: HostFileBacking) -> None:
+        """The machine keeps a booted file open for as long as it lives."""
+        self.image = image
+        self._images.append(image)
+
+    def close(self) -> None:
+        """Give back what the kernel holds of the host."""
+        self.clock.vvar = None  # it holds a view of guest RAM, which is to be unmapped
+        for image in self._images:
+            os.close(image.fd)
+        self._images.clear()
+
+    def discard_task_locked(self, task: Task) -> None:
+        """Take back add_task_locked() for a task that could not be started."""
+        del self.tasks[task.tid], task.process.tasks[task.tid]
+
+    def task_gone_locked(self, task: Task) -> None:
+        del self.tasks[task.tid]
+        if self.tracer:
+            self.tracer.task_gone(task)
+
+    def process_gone_locked(self, process: Process) -> None:
+        del self.processes[process.pid]
+        self.on_process_gone(process)
+
+    def keep_terminal(self, host_fd: int) -> None:
+        """Remember a host terminal's settings before the first change."""
+        import fcntl
+        import termios
+
+        if host_fd not in self.terminals:
+            self.terminals[host_fd] = fcntl.ioctl(host_fd, termios.TCGETS, bytes(36))
+
+    def restore_terminals(self) -> None:
+        """Put back what keep_terminal() remembered."""
+        import fcntl
+        import termios
+
+        for host_fd, settings in self.terminals.items():
+            fcntl.ioctl(host_fd, termios.TCSETSW, settings)
+        self.terminals.clear()
+
+    # What the bus asks
+
+    def observe(self, declaration: Declaration) -> Handler:
+        """The handler of a call as this machine wants it run: plain, counted, traced."""
+        call = declaration.call
+        if self.stats:
+            call = self.stats.counting(declaration, call)
+        if self.tracer:
+            call = self.tracer.tracing(declaration, call)
+        return call
+
+    def observe_run(self, run: Callable[[], Exit]) -> Callable[[], Exit]:
+        return self.stats.counting_run(run) if self.stats else run
+
+    def count_unknown(self, task: Task, registers: memoryview) -> None:
+        """A call that is not served."""
+        number = registers[0] & 0xFFFF_FFFF
+        self.unknown_calls[number] = self.unknown_calls.get(number, 0) + 1
+        if self.tracer:
+            self.tracer.unknown(task, number, [registers[r] for r in ARGUMENT_REGISTERS])
+
+    # When something is wrong
+
+    def memory_fault_locked(self, task: Task, problem: Any) -> None:
+        """A fault that the address space could not serve: a signal, or memory has run out."""
+        from devices.memory.faults import OutOfMemory
+        from devices.signals.faults import fault_locked
+
+        if isinstance(problem, OutOfMemory):
+            self.out_of_memory_locked()
+        else:
+            fault_locked(task, problem)
+
+    def out_of_memory_locked(self) -> None:
+        """Guest RAM is used up: kill the largest process (mm/oom_kill.c), and say so."""
+        from devices.signals.send import kill_process_locked
+
+        alive = [p for p in self.processes.values() if not p.exiting]
+        if alive:
+            victim = max(alive, key=lambda p: p.memory.resident)
+            name = victim.comm.decode(errors="replace")
+            self.notices.append(f"out of memory: killed process {victim.pid} ({name}); --memory gives the machine more")
+            kill_process_locked(victim)
+
+    def report_bug_locked(self, task: Task, error: BaseException) -> None:
+        """An exception left a handler or the accelerator: log it whole, and end the process as by SIGSYS."""
+        import traceback
+
+        text = "".join(traceback.format_exception(error))
+        self._broken_locked(task, f"{text}in task {task.tid} ({task.comm!r}) with {describe_registers(task)}")
+
+    def report_broken_cpu_locked(self, task: Task, stop: Any) -> None:
+        """The vCPU cannot go on."""
+        what = getattr(stop, "reason", "triple fault")
+        self._broken_locked(task, f"task {task.tid} ({task.comm!r}): the vCPU stopped: {what}\n{stop.dump}")
+
+    def _broken_locked(self, task: Task, text: str) -> None:
+        import signal
+
+        self.bugs.append(text)
+        task.process.exit_group_locked(signal.SIGSYS)
+
+
+def describe_registers(task: Task) -> str:
+    """The program's registers, for a log."""
+    from vmm.cpu import REGISTERS
+
+    state = task.cpu.save()
+    return " ".join(f"{name}={value:#x}" for name, value in zip(REGISTERS, state, strict=True))
