@@ -1,0 +1,217 @@
+"""Starting a program: map its ELF file and build its first stack (fs/binfmt_elf.c, fs/exec.c).
+
+The layout that the program sees at its entry is that of the System V ABI for x86-64, section 3.4.1: argc, argv, envp
+and the auxiliary vector (getauxval(3)) upwards from RSP, with the strings above.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from typing import TYPE_CHECKING
+
+from devices.fs.console import ConsoleFile
+from devices.fs.hostfile import HostFileBacking
+from devices.memory.abi import MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE
+from devices.memory.space import AddressSpace
+from devices.signals.frame import minimum_stack
+from devices.task.elf import ET_DYN, PF_R, PF_W, PF_X, PHDR, Elf, NotLoadable, Segment, parse
+from devices.task.process import Credentials, Process
+from devices.task.rlimits import RLIMIT_STACK
+from devices.task.task import Task
+from devices.vfs.files import FileTable
+from vmm.cpu import FIXED_RFLAGS, RFLAGS, RIP, RSP
+from vmm.layout import PAGE_MASK, PAGE_SIZE, TASK_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from devices.kernel import Kernel
+
+PIE_BASE = TASK_SIZE // 3 * 2 & PAGE_MASK
+"""ELF_ET_DYN_BASE."""
+PIE_PAGES_RANDOM = 1 << 28
+BRK_PAGES_RANDOM = 0x2000
+STRINGS_LIMIT = 128 << 10
+"""MAX_ARG_STRLEN: one argument's bytes."""
+
+AT_NULL, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ, AT_BASE, AT_FLAGS, AT_ENTRY = 0, 3, 4, 5, 6, 7, 8, 9
+AT_UID, AT_EUID, AT_GID, AT_EGID, AT_PLATFORM, AT_HWCAP, AT_CLKTCK, AT_SECURE = 11, 12, 13, 14, 15, 16, 17, 23
+AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_SYSINFO_EHDR, AT_MINSIGSTKSZ = 25, 26, 31, 33, 51
+PLATFORM = b"x86_64\0"
+USER_HZ = 100
+
+
+def open_image(path: bytes) -> HostFileBacking:
+    """Open the host file `path` to run it. OSError, NotLoadable."""
+    real = os.path.realpath(path)
+    fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise NotLoadable("is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
+    return HostFileBacking(fd, real)
+
+
+def load_elf(image: HostFileBacking) -> Elf:
+    """Parse the program in `image`; NotLoadable for one that cannot be run."""
+    elf = parse(lambda offset, length: os.pread(image.fd, length, offset), image.size)
+    if elf.interpreter is not None:
+        name = elf.interpreter.decode(errors="replace")
+        raise NotLoadable(f"is dynamically linked (it needs {name}); only static programs can be booted yet")
+    return elf
+
+
+def start_program(kernel: Kernel, argv: Sequence[bytes], env: Sequence[bytes], stdio: tuple[int, int, int]) -> Process:
+    """Make the process that runs argv[0] and start its first task.
+
+    `stdio` are the host descriptors behind its descriptors 0, 1, 2 (a closed one stays closed in the guest).
+    """
+    image = open_image(argv[0])
+    try:
+        elf = load_elf(image)
+    except BaseException:
+        os.close(image.fd)
+        raise
+    with kernel.lock:
+        kernel.adopt_image_locked(image)
+        process = new_process_locked(kernel, stdio)
+        process.exe = image.path
+        process.comm = os.path.basename(image.path)[:15]
+        process.argv = list(argv)
+        task = Task(process, process.pid, Credentials())
+        task.comm = process.comm
+        kernel.add_task_locked(task)
+        try:
+            entry, stack = load_program(task, elf, image, argv, env)
+            kernel.start_task_locked(task, initial_state(entry, stack))
+        except BaseException:
+            kernel.abandon_locked(process)
+            raise
+    return process
+
+
+def new_process_locked(kernel: Kernel, stdio: tuple[int, int, int]) -> Process:
+    files = FileTable()
+    process = Process(kernel, kernel.new_pid_locked(), AddressSpace(kernel.memory), files)
+    process.memory.rlimits = process.rlimits
+    kernel.processes[process.pid] = process
+    for number, host_fd in enumerate(stdio):
+        try:
+            files.replace_locked(number, ConsoleFile(host_fd))
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+    return process
+
+
+def initial_state(entry: int, stack: int) -> list[int]:
+    state = [0] * 18
+    state[RIP], state[RSP], state[RFLAGS] = entry, stack, FIXED_RFLAGS
+    return state
+
+
+def load_program(
+    task: Task, elf: Elf, image: HostFileBacking, argv: Sequence[bytes], env: Sequence[bytes]
+) -> tuple[int, int]:
+    """Map the program into the task's empty address space; its entry point and first stack pointer."""
+    kernel = task.kernel
+    bias = 0
+    if elf.kind == ET_DYN:
+        lowest = min(s.vaddr for s in elf.loads) & PAGE_MASK
+        bias = PIE_BASE + kernel.random.below(PIE_PAGES_RANDOM) * PAGE_SIZE - lowest
+    for segment in elf.loads:
+        map_segment(task, segment, image, bias)
+    end = max(s.vaddr + s.mem_size for s in elf.loads) + bias
+    brk = (end + PAGE_SIZE - 1 & PAGE_MASK) + kernel.random.below(BRK_PAGES_RANDOM) * PAGE_SIZE
+    task.memory.set_brk_start(brk)
+    top = task.memory.map_stack(task.process.rlimits[RLIMIT_STACK][0])
+    vdso = kernel.vdso.map_locked(task.memory)
+    stack = build_stack(task, top, argv, env, auxiliary(task, elf, bias, vdso), image.path)
+    return elf.entry + bias, stack
+
+
+def map_segment(task: Task, segment: Segment, image: HostFileBacking, bias: int) -> None:
+    """Map one PT_LOAD: its file part, zeroes to the end of that page, anonymous memory for the rest (.bss)."""
+    memory = task.memory
+    prot = (
+        (PROT_READ if segment.flags & PF_R else 0)
+        | (PROT_WRITE if segment.flags & PF_W else 0)
+        | (PROT_EXEC if segment.flags & PF_X else 0)
+    )
+    start = segment.vaddr + bias & PAGE_MASK
+    file_end = segment.vaddr + bias + segment.file_size
+    end = segment.vaddr + bias + segment.mem_size
+    file_pages_end = file_end + PAGE_SIZE - 1 & PAGE_MASK if segment.file_size else start
+    fixed = MAP_PRIVATE | MAP_FIXED_NOREPLACE
+    if segment.file_size:
+        memory.mmap(start, file_pages_end - start, prot, fixed, image, segment.offset & PAGE_MASK)
+        if segment.mem_size > segment.file_size and prot & PROT_WRITE:
+            memory.write(file_end, bytes(min(file_pages_end, end) - file_end))
+    if end > file_pages_end:
+        memory.mmap(file_pages_end, end - file_pages_end, prot, fixed | MAP_ANONYMOUS, None, 0)
+
+
+def auxiliary(task: Task, elf: Elf, bias: int, vdso: int) -> list[tuple[int, int]]:
+    """The auxiliary vector but for the entries that point into the stack."""
+    credentials = task.credentials
+    table = next(
+        (
+            s.vaddr + elf.table_offset - s.offset + bias
+            for s in elf.loads
+            if s.offset <= elf.table_offset < s.offset + s.file_size
+        ),
+        0,
+    )
+    accelerator = task.kernel.accelerator
+    return [
+        (AT_SYSINFO_EHDR, vdso),
+        (AT_MINSIGSTKSZ, minimum_stack(accelerator.fpu_size)),
+        (AT_HWCAP, accelerator.cpuid_features),
+        (AT_PAGESZ, PAGE_SIZE),
+        (AT_CLKTCK, USER_HZ),
+        (AT_PHDR, table),
+        (AT_PHENT, PHDR.size),
+        (AT_PHNUM, elf.table_size),
+        (AT_BASE, 0),
+        (AT_FLAGS, 0),
+        (AT_ENTRY, elf.entry + bias),
+        (AT_UID, credentials.uid),
+        (AT_EUID, credentials.euid),
+        (AT_GID, credentials.gid),
+        (AT_EGID, credentials.egid),
+        (AT_SECURE, 0),
+        (AT_HWCAP2, accelerator.hwcap2),
+    ]
+
+
+def build_stack(
+    task: Task, top: int, argv: Sequence[bytes], env: Sequence[bytes], aux: list[tuple[int, int]], path: bytes
+) -> int:
+    """Write strings and vectors below `top`; the stack pointer at the program's entry."""
+    strings = list(argv) + list(env)
+    if any(len(s) >= STRINGS_LIMIT for s in strings) or any(b"\0" in s for s in strings):
+        raise OSError(errno.E2BIG, "an argument or variable is too long, or has a NUL in it")
+    blob = b"".join(s + b"\0" for s in (*argv, *env, path))
+    if len(blob) + 8 * len(strings) > task.process.rlimits[RLIMIT_STACK][0] // 4:
+        raise OSError(errno.E2BIG, "the arguments and variables are too long")
+    at = top - 8 - len(blob)  # the kernel leaves a null word at the very end
+    random_at = (at & -16) - 16
+    platform_at = random_at - len(PLATFORM)
+    addresses = []
+    position = at
+    for s in (*argv, *env, path):
+        addresses.append(position)
+        position += len(s) + 1
+    vector = [*aux, (AT_RANDOM, random_at), (AT_EXECFN, addresses[-1]), (AT_PLATFORM, platform_at), (AT_NULL, 0)]
+    words = [len(argv), *addresses[: len(argv)], 0, *addresses[len(argv) : -1], 0]
+    words += [word for pair in vector for word in pair]
+    stack = platform_at - 8 * len(words) & -16
+    memory = task.memory
+    memory.write(at, blob)
+    memory.write(platform_at, PLATFORM)
+    memory.write(random_at, task.kernel.random.bytes(16))
+    memory.write(stack, struct.pack(f"<{len(words)}Q", *words))
+    return stack
