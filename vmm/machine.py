@@ -1,0 +1,230 @@
+"""A machine: guest memory, an accelerator, vCPU threads and a Linux made of device backends, put together.
+
+As a library, with asyncio:
+
+    async with Machine(Config(memory=512 << 20)) as machine:
+        status = await machine.run(["/bin/busybox", "uname", "-a"])
+
+`pyvmm boot` uses the same class without an event loop: open(), start(), `on_end`, close(). Machines share nothing;
+several may live in one process.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmm.accelerators import AcceleratorUnavailable, create
+from vmm.memory.frames import Frames
+from vmm.memory.pagetable import KernelHalf
+from vmm.memory.physical import GuestRam
+from vmm.vcpus import VcpuPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, Self, TextIO
+
+    from devices.kernel import Kernel
+    from devices.task.process import Process
+    from devices.task.task import Task
+    from vmm.cpu import Cpu
+
+MINIMUM_MEMORY = 8 << 20
+BLOCK = 2 << 20
+
+
+class BootError(Exception):
+    """A machine or program that cannot be started; one line says why and what to do."""
+
+
+class MonitorError(Exception):
+    """The monitor itself failed while the program ran; the text is the log of it."""
+
+
+class Config:
+    """How a machine is made.
+
+    accel: "kvm", "emulator" or "auto"; memory: guest RAM in bytes, rounded down to 2 MiB; cpus: CPUs that the program
+    is told of (None: those this process may use); pin: host CPUs for the vCPUs, by turns; trace: where system calls
+    are written to; stats: count and time calls and exits; max_tasks: guest threads at once; stdio: the host
+    descriptors that become the program's 0, 1 and 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        accel: str = "auto",
+        memory: int = 2 << 30,
+        cpus: int | None = None,
+        pin: Sequence[int] = (),
+        trace: TextIO | None = None,
+        stats: bool = False,
+        max_tasks: int = 1000,
+        stdio: tuple[int, int, int] = (0, 1, 2),
+    ) -> None:
+        self.accel = accel
+        self.memory = memory // BLOCK * BLOCK
+        self.cpus = cpus or len(os.sched_getaffinity(0))
+        self.pin = pin
+        self.trace = trace
+        self.stats = stats
+        self.max_tasks = max_tasks
+        self.stdio = stdio
+
+
+class Machine:
+    """One virtual machine; runs one program after the other, or several at once."""
+
+    kernel: Kernel
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config()
+        self.status = 0
+        """Of the program that ended last: its exit code, or 128 + the number of the signal that ended it."""
+        self.on_end: Callable[[], Any] = lambda: None
+        """Called on a vCPU's thread, kernel lock held, when a program has ended: it must only hand the news on."""
+        self._waiting: dict[Process, Callable[[int], None]] = {}
+        self._ram: GuestRam | None = None
+
+    def open(self) -> None:
+        """Make the machine. BootError when the host cannot."""
+        if self.config.memory < MINIMUM_MEMORY:
+            raise BootError(f"a machine needs {MINIMUM_MEMORY >> 20} MiB of memory; --memory gives less")
+        try:
+            self._ram = ram = GuestRam(self.config.memory)
+        except (OSError, OverflowError, ValueError) as error:
+            raise BootError(
+                f"no {self.config.memory >> 20} MiB of guest memory to be had ({error}); try less"
+            ) from error
+        frames = Frames(ram)
+        half = KernelHalf(ram, frames)
+        try:
+            self._accelerator = create(self.config.accel, ram, frames, half)
+        except AcceleratorUnavailable as error:
+            ram.close()
+            raise BootError(f"{error}; `pyvmm doctor` tells more") from error
+        self._pool = VcpuPool(self._accelerator, self.config.pin)
+        self.kernel = self._make_kernel(ram, frames, half)
+
+    def _make_kernel(self, ram: GuestRam, frames: Frames, half: KernelHalf) -> Kernel:
+        from devices.kernel import Kernel
+        from devices.memory.space import MachineMemory
+
+        memory = MachineMemory(ram, frames, half, self._accelerator)
+        kernel = Kernel(memory, self, max_tasks=self.config.max_tasks, cpus=self.config.cpus)
+        if self.config.stats:
+            from devices.stats import Stats
+
+            kernel.stats = Stats()
+        if self.config.trace is not None:
+            from devices.trace import Tracer
+
+            kernel.tracer = Tracer(self.config.trace)
+        kernel.on_process_gone = self._process_gone
+        return kernel
+
+    def start_task(self, task: Task, enter: Callable[[Cpu], None]) -> None:
+        """The kernel's way to a vCPU (devices/kernel.py, Threads)."""
+        from devices.bus import run_task
+
+        def body(cpu: Cpu) -> None:
+            task.started(cpu)
+            cpu.set_address_space(task.memory.root)
+            enter(cpu)
+            run_task(task)
+
+        self._pool.start(body)
+
+    def start(self, argv: Sequence[str | bytes | os.PathLike[str]], env: Sequence[bytes] = ()) -> Process:
+        """Start the static ELF file argv[0] with the arguments `argv`. BootError when it cannot be started."""
+        from devices.task.elf import NotLoadable
+        from devices.task.exec import start_program
+
+        try:
+            return start_program(self.kernel, [os.fsencode(a) for a in argv], list(env), self.config.stdio)
+        except NotLoadable as error:
+            raise BootError(f"{os.fsdecode(argv[0])}: {error}") from error
+        except OSError as error:
+            raise BootError(f"{os.fsdecode(argv[0])}: {error.strerror or error}") from error
+
+    def _process_gone(self, process: Process) -> None:
+        signal = process.status & 0x7F
+        self.status = 128 + signal if signal else process.status >> 8 & 0xFF
+        waiting = self._waiting.pop(process, None)
+        if waiting:
+            waiting(self.status)
+        self.on_end()
+
+    def signal(self, number: int) -> None:
+        """Send a signal, as from the person who runs the machine, to its programs."""
+        from devices.signals.send import send_from_host_locked
+
+        with self.kernel.lock:
+            for process in list(self.kernel.processes.values()):
+                send_from_host_locked(process, number)
+
+    def report(self) -> str:
+        """What --stats prints."""
+        stats = self.kernel.stats
+        return stats.report(self.kernel.unknown_calls) if stats else "no statistics were kept"
+
+    def close(self) -> None:
+        """End what still runs and give everything back."""
+        if self._ram is None:
+            return
+        with self.kernel.lock:
+            for process in list(self.kernel.processes.values()):
+                process.exit_group_locked(9)
+        stuck = self._pool.close()
+        self.kernel.restore_terminals()
+        if stuck:
+            raise MonitorError(f"vCPU threads did not end: {stuck}")
+        self._accelerator.close()
+        self.kernel.close()
+        self._ram.close()
+        self._ram = None
+
+    # asyncio
+
+    async def __aenter__(self) -> Self:
+        self.open()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        import asyncio
+
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    async def run(self, argv: Sequence[str | bytes | os.PathLike[str]], env: Mapping[str, str] | None = None) -> int:
+        """Run a program to its end; its exit code, or 128 + the number of the signal that ended it.
+
+        Cancelling kills the program. Raises BootError, and MonitorError when the monitor itself failed.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[int] = loop.create_future()
+
+        def settle(status: int) -> None:
+            if not ended.done():
+                ended.set_result(status)
+
+        def tell(status: int) -> None:
+            loop.call_soon_threadsafe(settle, status)
+
+        variables = [os.fsencode(f"{name}={value}") for name, value in (env or {}).items()]
+        process = self.start(argv, variables)
+        with self.kernel.lock:
+            if process.tasks:
+                self._waiting[process] = tell
+            else:
+                tell(self.status)
+        try:
+            status = await ended
+        except asyncio.CancelledError:
+            with self.kernel.lock:
+                process.exit_group_locked(9)
+            raise
+        if self.kernel.bugs:
+            raise MonitorError("\n".join(self.kernel.bugs))
+        return status
