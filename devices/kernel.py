@@ -10,7 +10,9 @@ from devices.bus import ARGUMENT_REGISTERS, Handlers
 from devices.errors import SysError
 from devices.futex.futex import Futexes
 from devices.time.clock import Clock
+from devices.time.timers import Timers
 from devices.time.vdso import Vdso
+from devices.vfs.state import Vfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from devices.task.process import Process
     from devices.task.task import Task
     from devices.trace import Tracer
+    from devices.vfs.mount import FileSystemType
     from vmm.cpu import Accelerator, Cpu, Exit
 
 PID_MAX = 4_194_304
@@ -48,6 +51,7 @@ class Kernel:
         self.clock = Clock()
         self.futexes = Futexes()
         self.random: Random = memory.random
+        self.timers = Timers(self.lock, self.clock)
         self.vdso = Vdso(memory, self.clock)
         self.threads = threads
         self.max_tasks = max_tasks
@@ -56,6 +60,9 @@ class Kernel:
         self.image: HostFileBacking | None = None
         """The file that was booted."""
         self._images: list[HostFileBacking] = []
+        self.vfs = Vfs()
+        self.filesystems: dict[bytes, FileSystemType] = {}
+        """What mount(2) can make and has been asked for before (devices/fs/registry.py lists all)."""
         self.hostname = b"pyvmm"
         self.domainname = b"(none)"
         self.tasks: dict[int, Task] = {}
@@ -84,6 +91,10 @@ class Kernel:
             if self._last_pid not in self.tasks and self._last_pid not in self.processes:
                 return self._last_pid
 
+    def new_dev_locked(self) -> int:
+        """A device number for a file system without a device (major 0)."""
+        return self.vfs.new_dev_locked()
+
     def add_task_locked(self, task: Task) -> None:
         self.tasks[task.tid] = task
         task.process.tasks[task.tid] = task
@@ -99,7 +110,8 @@ class Kernel:
         for tid in list(process.tasks):
             del self.tasks[tid]
         process.tasks.clear()
-        process.files.close_all_locked()
+        process.files.release_locked()
+        process.fs.release_locked()
         process.memory.teardown()
         del self.processes[process.pid]
 
@@ -109,7 +121,11 @@ class Kernel:
         self._images.append(image)
 
     def close(self) -> None:
-        """Give back what the kernel holds of the host."""
+        """Give back what the kernel holds of the host. The lock is not held."""
+        with self.lock:
+            thread = self.timers.close()
+        if thread is not None:
+            thread.join()
         self.clock.vvar = None  # it holds a view of guest RAM, which is to be unmapped
         for image in self._images:
             os.close(image.fd)

@@ -77,3 +77,42 @@ class WaitQueue:
 
     def wake_all(self) -> int:
         return self.wake(len(self._waiters))
+
+
+class PollQueue:
+    """Who wants to hear when a file becomes ready: waits in poll and select, items of epoll instances.
+
+    A file has one and calls `tell(events)` whenever it may have become ready for some POLL* bits; the listeners look
+    at the file again themselves. Of the exclusive listeners (EPOLLEXCLUSIVE) one that takes the news is enough.
+    """
+
+    __slots__ = ("_listeners",)
+
+    def __init__(self) -> None:
+        self._listeners: dict[PollListener, bool] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._listeners)
+
+    def add(self, listener: PollListener, exclusive: bool = False) -> None:
+        self._listeners[listener] = exclusive
+
+    def remove(self, listener: PollListener) -> None:
+        self._listeners.pop(listener, None)
+
+    def tell(self, events: int) -> None:
+        """The file may be ready for `events`."""
+        taken = False
+        for listener, exclusive in list(self._listeners.items()):
+            if not (exclusive and taken):
+                taken = (listener.told(events) and exclusive) or taken
+
+
+class PollListener:
+    """A wait or an epoll item that listens to a file."""
+
+    __slots__ = ()
+
+    def told(self, events: int) -> bool:
+        """A file that it listens to may be ready for `events`. True if that is news to it."""
+        raise NotImplementedError

@@ -17,6 +17,7 @@ import termios
 from typing import TYPE_CHECKING
 
 from devices.errors import Interrupted, LeaveGuest, SysError, host_errno
+from devices.poll.abi import POLLIN, POLLOUT, POLLPRI, POLLRDNORM, POLLWRNORM
 from devices.signals.send import send_locked
 from devices.vfs.abi import O_NONBLOCK
 from devices.vfs.files import OpenFile
@@ -45,11 +46,18 @@ class ConsoleFile(OpenFile):
         self.nowait = stat.S_ISFIFO(mode)
         self.always_ready = self.seekable or not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(host_fd))
 
+    @property
+    def host_poll_fd(self) -> int:  # type: ignore[override]  # a value of its own for each stream
+        return -1 if self.always_ready else self.host_fd
+
+    def poll(self) -> int:
+        if self.always_ready:
+            return super().poll()
+        return host_ready(self.host_fd, POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM | POLLPRI)
+
     def _wait(self, task: Task, events: int) -> None:
         if self.flags & O_NONBLOCK:
-            poll = select.poll()
-            poll.register(self.host_fd, events)
-            if not poll.poll(0):
+            if not host_ready(self.host_fd, events):
                 raise SysError(errno.EAGAIN)
         else:
             task.wait_host(self.host_fd, events)
@@ -67,6 +75,9 @@ class ConsoleFile(OpenFile):
         return transfer(task, segments, True, move)
 
     def write(self, task: Task, segments: Segments) -> int:
+        if task.in_place and not self.always_ready:
+            raise LeaveGuest  # it may have to wait when it is half done
+
         def move(views: list[memoryview], done: int) -> int:
             try:
                 return self._write_all(task, views)
@@ -83,7 +94,7 @@ class ConsoleFile(OpenFile):
         while views:
             try:
                 written = self._write_some(task, views)
-            except (Interrupted, LeaveGuest, SysError):
+            except (Interrupted, SysError):
                 if total:
                     return total
                 raise
@@ -164,6 +175,13 @@ class ConsoleFile(OpenFile):
     def _host_ioctl(self, request: int, argument: bytes) -> bytes:
         with host_errno():
             return fcntl.ioctl(self.host_fd, request, argument)
+
+
+def host_ready(fd: int, events: int) -> int:
+    """The poll(2) bits out of `events` (and POLLERR, POLLHUP) that a host descriptor is ready for."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return sum(ready for _, ready in poll.poll(0))
 
 
 def rest_of(views: list[memoryview], done: int) -> list[memoryview]:

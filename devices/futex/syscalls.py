@@ -18,7 +18,6 @@ from devices.futex.abi import (
     FutexOp,
 )
 from devices.futex.futex import wait, wait_multiple
-from devices.task.permissions import may_trace
 from devices.time.abi import CLOCK_MONOTONIC, CLOCK_REALTIME, ClockId, read_timespec
 from devices.time.sleep import Deadline
 
@@ -278,9 +277,9 @@ def set_robust_list(task: Task, head: Ptr, len: Size) -> int:
 @syscall("get_robust_list")
 def get_robust_list(task: Task, pid: Pid, head_ptr: Ptr, len_ptr: Ptr) -> int:
     """man 2 get_robust_list."""
-    target = task.kernel.tasks.get(pid) if pid else task
-    if target is None:
-        raise SysError(errno.ESRCH)
+    from devices.task.permissions import find_task, may_trace
+
+    target = find_task(task, pid)
     if not may_trace(task, target):
         raise SysError(errno.EPERM)
     task.memory.write(len_ptr, SIZE.pack(abi.ROBUST_LIST_HEAD_SIZE))

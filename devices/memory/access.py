@@ -245,7 +245,7 @@ class UserAccess(Faults):
 
     def _fault_in(self, address: int, write: bool) -> None:
         """Have the page of `address` as a fault of the program would; EFAULT where it would get a signal."""
-        problem = self.fault(address, PF_USER | PF_WRITE if write else PF_USER)
+        problem = self.fault_in(address, PF_USER | PF_WRITE if write else PF_USER)
         if problem is None:
             return
         if isinstance(problem, OutOfMemory):

@@ -128,11 +128,11 @@ def _free(space: AddressSpace, vma: Vma, start: int, end: int) -> None:
 
 
 def _remove(space: AddressSpace, vma: Vma, start: int, end: int) -> None:
-    if vma.flags & VM_LOCKED or not isinstance(vma.backing, SharedBacking):
+    if vma.flags & VM_LOCKED or vma.backing is None:
         raise SysError(errno.EINVAL, "locked, or nothing to punch a hole into")
     if vma.flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
         raise SysError(errno.EACCES, "not a shared writable mapping")
-    if not vma.backing.punch(vma.offset_of(start), end - start):
+    if not isinstance(vma.backing, SharedBacking) or not vma.backing.punch(vma.offset_of(start), end - start):
         raise SysError(errno.EOPNOTSUPP, "the file takes no holes")
 
 

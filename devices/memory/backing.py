@@ -1,8 +1,8 @@
 """What a mapping shows: a file's bytes, copied into pages of the mapping's own, or frames that several mappings share.
 
-`Backing` is all that a private mapping of a file needs. `SharedBacking` is the base of whatever owns frames: anonymous
-shared memory and the vDSO here, a page cache or System V segment elsewhere. A private mapping of one maps its frames
-read-only and copies on write.
+`Backing` is all that a private mapping of a file needs. `SharedBacking` is the base of whatever owns frames: the vDSO
+here, files in memory and anonymous shared memory in filepages.py, host files in pagecache.py. A private mapping of one
+maps its frames read-only and copies on write.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from devices.memory import abi
 from vmm.layout import LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE
-from vmm.memory.frames import BLOCK_FRAMES, add_run
+from vmm.memory.frames import BLOCK_FRAMES, add_run, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,28 +45,71 @@ class MappableFile(Protocol):
     def mmap_backing(self, task: Task, prot: int, flags: int, offset: int, length: int) -> Backing:
         """What the mapping shows; SysError(ENODEV) for a file that cannot be mapped."""
 
+    def hold(self) -> object:
+        """One more area maps the file: it stays open."""
+
+    def put_locked(self) -> None:
+        """An area that mapped it is gone."""
+
 
 class SharedBacking:
     """Owner of frames that mappings show; holds a reference to each of them itself.
 
-    `mappings` counts the areas that map it; when the last one goes, `unmapped` is called.
+    `mappings` counts the areas that map it, `spaces` says in which address spaces they are; when the last one goes,
+    `unmapped` is called.
     """
 
     path: bytes = b""
+    tracks_writes = False
+    """Shared mappings are mapped read-only until they are written to; `written` is then told."""
+    copies_private = False
+    """A private mapping that may be written gets copies of the pages at the first access, not at the first write: one
+    fault less each. Else it sees later writes to the file until it has written itself, as on Linux."""
+    write_sealed = False
+    """Mappings that are shared from now on may never be made writable (F_SEAL_WRITE)."""
 
     def __init__(self) -> None:
         self.mappings = 0
+        self.spaces: dict[Core, int] = {}
 
-    def vma_open(self) -> None:
+    def vma_open(self, space: Core | None) -> None:
         self.mappings += 1
+        if space is not None:
+            self.spaces[space] = self.spaces.get(space, 0) + 1
 
-    def vma_close(self) -> None:
+    def vma_close(self, space: Core | None) -> None:
         self.mappings -= 1
+        if space is not None:
+            self.spaces[space] -= 1
+            if not self.spaces[space]:
+                del self.spaces[space]
         if not self.mappings:
             self.unmapped()
 
     def unmapped(self) -> None:
         """No area maps it any more."""
+
+    def areas(self) -> Iterator[tuple[Core, Vma]]:
+        """Every area that maps it, with its address space."""
+        for space in list(self.spaces):
+            for vma in list(space.vmas):
+                if vma.backing is self:
+                    yield space, vma
+
+    def unmap_range(self, first: int, last: int, private: bool) -> None:
+        """Take pages [first, last) out of all mappings (unmap_mapping_range()); `private`: copies that private mappings
+        have made, too. Raises OutOfFrames."""
+        for space in list(self.spaces):
+            space.unmap_backing(self, first, last, private)
+
+    def frame(self, index: int) -> int:
+        """Address of the frame of page `index`, 0 if there is none."""
+        raise NotImplementedError
+
+    def around(self, index: int, first: int, last: int, sequential: bool) -> tuple[int, int]:
+        """Which of the pages [first, last) a fault at page `index` is to map; `sequential`: accesses go on and on, or all
+        of them were asked for."""
+        return first, last
 
     def frames_at(self, index: int, count: int) -> list[Run]:
         """Runs of the frames of at most `count` pages from page `index` on, made if need be; [] beyond the end.
@@ -74,72 +117,19 @@ class SharedBacking:
         Raises OutOfFrames, and OSError where reading them failed."""
         raise NotImplementedError
 
+    def written(self, first: int, last: int) -> None:
+        """Pages [first, last) are about to be written through a shared mapping (only with `tracks_writes`)."""
+
     def read_into(self, view: memoryview, offset: int) -> int:
         """As for `Backing`, for a user that wants a copy."""
         raise NotImplementedError
 
     def sync(self, offset: int, length: int) -> None:
-        """Write a range of bytes to where it is kept (msync with MS_SYNC)."""
+        """Write a range of bytes to where it is kept (msync with MS_SYNC). SysError where that fails."""
 
     def punch(self, offset: int, length: int) -> bool:
         """Make whole pages read as zeros and take no memory (madvise(MADV_REMOVE)); False where that cannot be done."""
         return False
-
-
-class SharedMemory(SharedBacking):
-    """Anonymous shared memory of `size` bytes, as mmap(MAP_SHARED | MAP_ANONYMOUS) makes it (mm/shmem.c)."""
-
-    path = b"/dev/zero (deleted)"
-
-    def __init__(self, machine: MachineMemory, size: int) -> None:
-        super().__init__()
-        self._machine = machine
-        self._pages = size >> PAGE_SHIFT
-        self._chunks: dict[int, array[int]] = {}
-        """Frames' addresses, 0 for a page never used, 512 pages a piece."""
-
-    def frames_at(self, index: int, count: int) -> list[Run]:
-        count = min(count, self._pages - index)
-        runs: list[Run] = []
-        while count > 0:
-            part = min(count, BLOCK_FRAMES - index % BLOCK_FRAMES)
-            self._frames_in(index, part, runs)
-            index += part
-            count -= part
-        return runs
-
-    def _frames_in(self, index: int, count: int, runs: list[Run]) -> None:
-        """The same for pages of one chunk, whose missing frames are allocated."""
-        chunk = self._chunks.get(index // BLOCK_FRAMES)
-        if chunk is None:
-            chunk = self._chunks[index // BLOCK_FRAMES] = array("Q", bytes(LARGE_SIZE // BLOCK_FRAMES))
-        first = index % BLOCK_FRAMES
-        missing = [i for i in range(first, first + count) if not chunk[i]]
-        if missing:
-            fresh = self._machine.frames.allocate_run(len(missing))
-            addresses = (a for run, n in fresh for a in range(run, run + (n << PAGE_SHIFT), PAGE_SIZE))
-            for i, address in zip(missing, addresses, strict=True):
-                chunk[i] = address
-        for address in chunk[first : first + count]:
-            add_run(runs, address, 1)
-
-    def punch(self, offset: int, length: int) -> bool:
-        """The frames stay, mapped wherever they are: it is the host that gets its memory back, and zeros are left."""
-        for index in range(offset >> PAGE_SHIFT, min((offset + length) >> PAGE_SHIFT, self._pages)):
-            chunk = self._chunks.get(index // BLOCK_FRAMES)
-            if chunk is not None and (address := chunk[index % BLOCK_FRAMES]):
-                self._machine.ram.discard(address, PAGE_SIZE)
-                self._machine.code_written(address, PAGE_SIZE)
-        return True
-
-    def unmapped(self) -> None:
-        runs: list[Run] = []
-        for chunk in self._chunks.values():
-            for address in chunk:
-                if address:
-                    add_run(runs, address, 1)
-        self._chunks.clear()
-        self._machine.release(runs)
 
 
 class SpecialPages(SharedBacking):
@@ -155,6 +145,9 @@ class SpecialPages(SharedBacking):
         self.size = len(frames) << PAGE_SHIFT
         self.vm_flags = VDSO_FLAGS if executable else VVAR_FLAGS
         self._frames = frames
+
+    def frame(self, index: int) -> int:
+        return self._frames[index] if index < len(self._frames) else 0
 
     def frames_at(self, index: int, count: int) -> list[Run]:
         runs: list[Run] = []

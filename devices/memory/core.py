@@ -21,12 +21,13 @@ from devices.memory.abi import (
     VM_SHARED,
     VM_WRITE,
 )
+from devices.memory.backing import SharedBacking
 from devices.memory.vma import VmaList
-from vmm.layout import PAGE_SHIFT, TASK_SIZE
-from vmm.memory.pagetable import NX, PRESENT, USER, WRITE, PageTable
+from vmm.layout import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
+from vmm.memory.pagetable import ADDRESS, NX, PRESENT, USER, WRITE, PageTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from devices.memory.machine import MachineMemory
     from devices.memory.vma import Vma
@@ -55,7 +56,7 @@ class Core:
 
     def __init__(self, machine: MachineMemory) -> None:
         self.machine = machine
-        self.vmas = VmaList()
+        self.vmas = VmaList(self)
         self.table = PageTable(machine.ram, machine.frames, machine.half)
         self.rlimits = {number: DEFAULT_RLIMITS.get(number, UNLIMITED) for number in range(16)}
         self.ipc_lock = True
@@ -136,16 +137,8 @@ class Core:
 
     def split_large(self, start: int, end: int) -> None:
         """See to it that no 2 MiB page crosses an end of the range. Raises OutOfFrames."""
-        first = self.table.split(start)
-        if self.table.split(end) or first:
-            self.machine.accelerator.revoke_all()
-
-    def before_tables(self, start: int, end: int) -> None:
-        """To be called before 4 KiB pages are mapped in a range: a table may take the place of a 2 MiB page there."""
-        gone = self.table.was_large
-        if gone and not gone.isdisjoint(range(start >> 21, (end - 1 >> 21) + 1)):
-            self.machine.accelerator.revoke_all()
-            gone.clear()
+        self.machine.revoke(self.table.split(start))
+        self.machine.revoke(self.table.split(end))
 
     def zap(self, start: int, end: int) -> None:
         """Take all pages of a range out; shared ones keep their contents with their owner. Raises OutOfFrames."""
@@ -160,6 +153,8 @@ class Core:
     def set_rights(self, vma: Vma, start: int, end: int) -> None:
         """Bring the pages of a range, whose 2 MiB pages do not cross its ends, to the rights of their area."""
         flags = PAGE_FLAGS[vma.flags & 7]
+        if isinstance(vma.backing, SharedBacking) and vma.backing.tracks_writes:
+            flags &= ~WRITE
         runs = self.table.protect(start, end, flags, bool(vma.flags & VM_SHARED))
         if runs:
             self.forget_translations()
@@ -168,6 +163,41 @@ class Core:
             self._writable.clear()
             for pa, count in self.table.runs(start, end):
                 self.machine.mark_code(pa, count)
+
+    # What a file that is mapped asks for
+
+    def unmap_backing(self, backing: SharedBacking, first: int, last: int, private: bool) -> None:
+        """Take what shows the pages [first, last) of `backing` out; of private mappings copies only if `private`.
+
+        Raises OutOfFrames."""
+        for vma, index, start, end in self._parts(backing, first, last):
+            if private or vma.flags & VM_SHARED:
+                self.zap(start, end)
+                continue
+            for page in range(start, end, PAGE_SIZE):
+                frame = backing.frame(index)
+                if frame and self.table.entry(page) & ADDRESS == frame:
+                    self.zap(page, page + PAGE_SIZE)
+                index += 1
+
+    def write_protect(self, backing: SharedBacking, first: int, last: int) -> None:
+        """Have the next write to the pages [first, last) of `backing` through a shared mapping fault."""
+        for vma, _, start, end in self._parts(backing, first, last):
+            if vma.flags & VM_SHARED:
+                runs = self.table.protect(start, end, PAGE_FLAGS[vma.flags & 7] & ~WRITE, True)
+                if runs:
+                    self.forget_translations()
+                    self.machine.revoke(runs)
+
+    def _parts(self, backing: SharedBacking, first: int, last: int) -> Iterator[tuple[Vma, int, int, int]]:
+        """(area, page of the backing, start, end) of what maps a range of pages."""
+        for vma in list(self.vmas):
+            if vma.backing is backing:
+                base = vma.offset >> PAGE_SHIFT
+                low, high = max(first, base), min(last, base + vma.pages)
+                if low < high:
+                    start = vma.start + (low - base << PAGE_SHIFT)
+                    yield vma, low, start, start + (high - low << PAGE_SHIFT)
 
     def unmap_range(self, start: int, end: int) -> None:
         """Take areas and pages of a range out. Raises OutOfFrames before anything was changed."""

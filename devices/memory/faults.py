@@ -6,12 +6,13 @@ the program goes on just beyond (or below) the last window, up to 512; the whole
 of frames, where the window has grown to that. Memory that a program touches here and there costs it at most 16 pages a
 touch, and a sequential one a fault per 2 MiB. What is mapped is populated in the host at once.
 
-A 2 MiB region becomes a 2 MiB page only where the accelerator gains from it: software KVM shadows it with 4 KiB pages
-that it fills at 18 us each, against 5 us for 512 entries of a table.
+A 2 MiB region becomes a 2 MiB page only where the accelerator gains from that. Software KVM does not: it shadows it
+with 4 KiB pages, and to take one page out would need `revoke_all`: 50 ms with 128 MiB in use, against 3 us.
 
 There is no shared zero page: what a program reads first it mostly writes next. A private mapping of a file gets its own
-copy of the pages at the first access, so that it never faults twice; frames that a `SharedBacking` owns are mapped
-read-only in private mappings, and copied when written.
+copy of the pages at the first access, so that it never faults twice, where the file says that it may; other frames that
+a `SharedBacking` owns are mapped read-only in private mappings, and copied when written. Shared mappings of a host's
+file are mapped read-only as well until they are written to, so that what is dirty is known.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from devices.memory.abi import (
 )
 from devices.memory.backing import SharedBacking
 from devices.memory.core import PAGE_FLAGS, Core
+from devices.memory.machine import RESERVE
 from vmm.cpu import PF_FETCH, PF_WRITE
 from vmm.layout import LARGE_SIZE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
 from vmm.memory.frames import BLOCK_FRAMES, OutOfFrames
@@ -96,7 +98,15 @@ class Faults(Core):
         """Where a sequential access would fault next -> pages of its last window (negative: it goes downwards)."""
 
     def fault(self, address: int, error: int) -> Problem | None:
-        """Serve a page fault at `address` with the error code `error` (PF_*); None: the access may be tried again."""
+        """Serve a page fault of the program at `address` with the error code `error` (PF_*); None: the access may be tried
+        again."""
+        machine = self.machine
+        if machine.caches and machine.frames.free < machine.total // RESERVE:
+            machine.make_room()
+        return self.fault_in(address, error)
+
+    def fault_in(self, address: int, error: int) -> Problem | None:
+        """The same for an access that the monitor makes, which may hold views of other pages."""
         vma = self.vmas.find(address) if address < TASK_SIZE else None
         if vma is None or (address < vma.start and not self._grow(vma, address)):
             return MemoryFault(SIGSEGV, SEGV_MAPERR, address, error)
@@ -125,7 +135,8 @@ class Faults(Core):
         entry = self.table.entry(page)
         if entry:
             if write and not entry & WRITE:
-                self._copy_on_write(vma, page, entry)
+                low = page & -(WINDOW << PAGE_SHIFT)
+                self._allow_write(vma, page, entry, low, low + (WINDOW << PAGE_SHIFT))
             return True
         start, end, window = self._window(vma, page, wanted)
         try:
@@ -138,8 +149,8 @@ class Faults(Core):
         if end <= page:
             return False
         self._remember(start, end, window)
-        if write and not self.table.entry(page) & WRITE:
-            self._copy_on_write(vma, page, self.table.entry(page))
+        if write and not (entry := self.table.entry(page)) & WRITE:
+            self._allow_write(vma, page, entry, start, end)
         return True
 
     # How much
@@ -163,6 +174,15 @@ class Faults(Core):
             low = page & -(WINDOW << PAGE_SHIFT)
             high = low + (WINDOW << PAGE_SHIFT)
         start, end = self.table.vacant(page, max(low, vma.start), min(high, vma.end))
+        if isinstance(vma.backing, SharedBacking):
+            base = vma.start - (vma.offset & PAGE_MASK)
+            first, last = vma.backing.around(
+                (page - base) >> PAGE_SHIFT,
+                (start - base) >> PAGE_SHIFT,
+                (end - base) >> PAGE_SHIFT,
+                wanted is not None or went != 0,
+            )
+            start, end = base + (first << PAGE_SHIFT), base + (last << PAGE_SHIFT)
         return start, end, window
 
     def _remember(self, start: int, end: int, window: int) -> None:
@@ -181,22 +201,19 @@ class Faults(Core):
         if backing is None:
             self._fill_zero(vma, start, end)
             return end
-        self._prepare(start)
-        if isinstance(backing, SharedBacking):
+        self.table.prepare(start)
+        if isinstance(backing, SharedBacking) and not (
+            backing.copies_private and vma.flags & (VM_SHARED | VM_WRITE) == VM_WRITE
+        ):
             return self._fill_shared(vma, backing, start, end)
         return self._fill_private(vma, backing, start, end)
-
-    def _prepare(self, va: int) -> None:
-        """Have a table for the 2 MiB region of `va`, so that mapping there cannot fail."""
-        self.before_tables(va, va + PAGE_SIZE)
-        self.table.prepare(va)
 
     def _fill_zero(self, vma: Vma, start: int, end: int) -> None:
         flags = PAGE_FLAGS[vma.flags & VM_ACCESS]
         whole = end - start == LARGE_SIZE
         if whole and self.machine.large_pages and not vma.flags & VM_NOHUGEPAGE and self._fill_large(start, flags):
             return
-        self._prepare(start)
+        self.table.prepare(start)
         runs = self.machine.frames.allocate_run((end - start) >> PAGE_SHIFT)
         self.machine.populate(runs)
         self._map_runs(start, runs, flags)
@@ -251,7 +268,7 @@ class Faults(Core):
         machine = self.machine
         runs = backing.frames_at(vma.offset_of(start) >> PAGE_SHIFT, (end - start) >> PAGE_SHIFT)
         flags = PAGE_FLAGS[vma.flags & VM_ACCESS]
-        if not vma.flags & VM_SHARED:
+        if not vma.flags & VM_SHARED or backing.tracks_writes:
             flags &= ~WRITE
         for pa, count in runs:
             machine.frames.reference(pa, count)
@@ -259,23 +276,35 @@ class Faults(Core):
         self._map_runs(start, runs, flags)
         return start + (sum(count for _, count in runs) << PAGE_SHIFT)
 
-    def _copy_on_write(self, vma: Vma, page: int, entry: int) -> None:
-        """A write to a present page that its area allows, but not its entry: copy the frame if others use it."""
-        table, machine = self.table, self.machine
+    def _allow_write(self, vma: Vma, page: int, entry: int, low: int, high: int) -> None:
+        """A write to a present page that its area allows, but not its entry. Where nothing is to be copied, the pages
+        [low, high) around it are made writable as well."""
         flags = PAGE_FLAGS[vma.flags & VM_ACCESS]
+        low, high = max(low, vma.start), min(high, vma.end)
+        if vma.flags & VM_SHARED:
+            backing = vma.backing
+            if isinstance(backing, SharedBacking) and backing.tracks_writes:
+                backing.written(vma.offset_of(low) >> PAGE_SHIFT, vma.offset_of(high) >> PAGE_SHIFT)
+            self.table.protect(low, high, flags, True)
+        elif entry & LARGE or self.machine.frames.counts[(entry & ADDRESS) >> PAGE_SHIFT] > 1:
+            self._copy_on_write(page, entry, flags)
+        else:
+            self.table.protect(low, high, flags, False)
+
+    def _copy_on_write(self, page: int, entry: int, flags: int) -> None:
+        """Give the address space a frame of its own for a page, if others use the one that it has."""
+        table, machine = self.table, self.machine
         if entry & LARGE:
             if machine.frames.sole_block((entry & ADDRESS) >> PAGE_SHIFT):
                 base = page & -LARGE_SIZE
                 table.protect(base, base + LARGE_SIZE, flags, False)
                 return
-            table.split(page | PAGE_SIZE)
-            machine.accelerator.revoke_all()
+            machine.revoke(table.split(page | PAGE_SIZE))
             entry = table.entry(page)
+            if machine.frames.counts[(entry & ADDRESS) >> PAGE_SHIFT] == 1:
+                table.protect(page, page + PAGE_SIZE, flags, False)
+                return
         old = entry & ADDRESS
-        if vma.flags & VM_SHARED or machine.frames.counts[old >> PAGE_SHIFT] == 1:
-            low = max(vma.start, page & -(WINDOW << PAGE_SHIFT))
-            table.protect(low, min(vma.end, low + (WINDOW << PAGE_SHIFT)), flags, bool(vma.flags & VM_SHARED))
-            return
         new = machine.frames.allocate()
         view = machine.ram.view
         view[new : new + PAGE_SIZE] = view[old : old + PAGE_SIZE]

@@ -12,13 +12,16 @@ from vmm.memory.frames import add_run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from devices.memory.pagecache import PageCache
     from vmm.cpu import Accelerator
     from vmm.memory.frames import Frames, Run
     from vmm.memory.pagetable import KernelHalf
     from vmm.memory.physical import GuestRam
 
 REVOKE_RUNS = 48
-"""More runs than this are revoked by `revoke_all`: 2.6 us each on KVM, against 150 us and re-faults of all pages."""
+"""More runs than this are revoked by `revoke_all`: 3 us each on KVM, against 50-180 us and a re-fault of every page."""
+RESERVE = 32
+"""While less than a 32nd of all frames is free, page caches are shrunk ahead of need."""
 
 
 class Pinned:
@@ -37,6 +40,10 @@ class Pinned:
         self._held: list[Run] = []
         self.views = [view[pa : pa + size] for pa, size in extents]
         machine.pins.append(self)
+
+    def covers(self, address: int) -> bool:
+        """Does the host use a part of this frame?"""
+        return any(low & -4096 <= address < high for low, high in self._runs)
 
     def hold(self, runs: list[Run]) -> None:
         """These frames lose a user: keep those that are pinned."""
@@ -74,11 +81,18 @@ class MachineMemory:
         self.accelerator = accelerator
         self.random = random or Random()
         self.pins: list[Pinned] = []
+        self.caches: dict[PageCache, None] = {}
+        """Page caches of host files that hold frames, the one that was used last at the end."""
+        self.dirty: dict[PageCache, None] = {}
+        """Those of them that hold something which the host does not have yet."""
+        self.on_dirty: Callable[[], None] = lambda: None
+        """Called when there is something to be written to the host, and there was nothing before."""
+        frames.reclaim = self.reclaim
         self.on_out_of_memory: Callable[[], None] = lambda: None
         """Called with the kernel lock held when a copy to or from a program finds no frame; is to free some, later."""
         self.populates = accelerator.populates
-        self.large_pages = bool(getattr(accelerator, "large_pages", False))
-        self.discard_revokes = bool(getattr(accelerator, "discard_revokes", False))
+        self.large_pages = accelerator.large_pages and getattr(accelerator, "stub_ring", 0) == 0
+        self.discard_revokes = accelerator.discard_revokes
         self._code = mmap.mmap(-1, ram.size >> PAGE_SHIFT, mmap.MAP_PRIVATE)
         """A byte for each frame: 1 if it was mapped executable since it was allocated."""
 
@@ -91,6 +105,43 @@ class MachineMemory:
         if self.populates:
             for address, count in runs:
                 self.ram.populate(address, count << PAGE_SHIFT)
+
+    # Page caches
+
+    @property
+    def cached(self) -> int:
+        """Frames that hold pages of host files."""
+        return sum(cache.present for cache in self.caches)
+
+    def reclaim(self, wanted: int) -> int:
+        """Free frames of clean pages of host files that are mapped nowhere, `wanted` of them or as many as there are; how
+        many it were. Safe wherever a frame may be allocated."""
+        freed = 0
+        for cache in list(self.caches):
+            freed += cache.shrink(wanted - freed, False)
+            if freed >= wanted:
+                break
+        return freed
+
+    def make_room(self) -> bool:
+        """Where frames are scarce, free clean pages of host files, mapped ones too; were there any? Only for a caller that
+        holds no address of a frame, as a view of a program's memory is."""
+        wanted = self.total // RESERVE - self.frames.free
+        freed = self.reclaim(wanted) if wanted > 0 else wanted
+        for cache in list(self.caches):
+            if freed >= wanted:
+                break
+            freed += cache.shrink(wanted - freed, True)
+        return freed > 0
+
+    def write_back(self) -> None:
+        """Give the host all that it does not have yet of its files."""
+        for cache in list(self.dirty):
+            cache.write_back()
+
+    def is_pinned(self, address: int) -> bool:
+        """May the host write to the frame while the kernel lock is dropped?"""
+        return any(pin.covers(address) for pin in self.pins)
 
     # Code
 

@@ -36,7 +36,7 @@ from devices.memory.abi import (
     VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_LOCKED,
-    VM_LOCKED_MASK,
+    VM_LOCKONFAULT,
     VM_MAYALL,
     VM_MAYSHARE,
     VM_MAYWRITE,
@@ -45,7 +45,8 @@ from devices.memory.abi import (
     VM_WRITE,
 )
 from devices.memory.access import UserAccess
-from devices.memory.backing import SharedMemory, SpecialPages
+from devices.memory.backing import SpecialPages
+from devices.memory.filepages import SharedMemory
 from devices.memory.vma import Vma
 from vmm.layout import LARGE_SIZE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
 from vmm.memory.frames import OutOfFrames
@@ -53,7 +54,7 @@ from vmm.memory.frames import OutOfFrames
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devices.memory.backing import Backing, SharedBacking
+    from devices.memory.backing import Backing, MappableFile, SharedBacking
     from devices.memory.machine import MachineMemory
 
     Mapped = Backing | SharedBacking | None
@@ -137,11 +138,13 @@ class Mappings(UserAccess):
         *,
         may: int = VM_MAYALL,
         check: Callable[[], tuple[Mapped, int]] | None = None,
+        file: MappableFile | None = None,
     ) -> int:
         """Map `length` bytes with PROT_* `prot` and MAP_* `flags`; the address. man 2 mmap, do_mmap().
 
         A file's `backing` and what the mapping may ever be allowed (VM_MAY*) are given, or come from `check`, which is
-        called when Linux looks at the file: after the address was found. `offset` in bytes is page-aligned."""
+        called when Linux looks at the file: after the address was found. `offset` in bytes is page-aligned. `file` is kept
+        open for as long as it is mapped."""
         if not length:
             raise SysError(errno.EINVAL, "length 0")
         if flags & MAP_FIXED_NOREPLACE:
@@ -168,7 +171,7 @@ class Mappings(UserAccess):
         vm_flags = self._typed_flags(vm_flags & ~VM_MAYALL | may, flags, backing)
         if backing is None and vm_flags & VM_SHARED:
             backing, offset = SharedMemory(self.machine, length), 0
-        self._map_region(Vma(start, start + length, vm_flags, backing, offset))
+        self._map_region(Vma(start, start + length, vm_flags, backing, offset, file))
         if vm_flags & VM_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE:
             self.populate(start, start + length)
         return start
@@ -347,7 +350,7 @@ class Mappings(UserAccess):
 
     def brk(self, address: int) -> int:
         """Move the end of the heap; where it is afterwards, which is where it was if it cannot. man 2 brk."""
-        if address < self.brk_start:
+        if not self.brk_start <= address <= TASK_SIZE:
             return self.brk_end
         limit = self.limit(RLIMIT_DATA)
         if limit < RLIM_INFINITY and address - self.brk_start + self.program_data > limit:
@@ -387,6 +390,8 @@ class Mappings(UserAccess):
     def populate(self, start: int, end: int) -> None:
         """Make the pages of a range present as far as that goes (mm_populate(), whose errors mmap ignores)."""
         for vma in self.vmas.overlapping(start, end):
+            if vma.flags & VM_LOCKONFAULT:
+                continue
             try:
                 self.populate_part(vma, max(start, vma.start), min(end, vma.end), bool(vma.flags & VM_WRITE))
             except (OutOfFrames, OSError):
@@ -395,7 +400,7 @@ class Mappings(UserAccess):
     def populate_part(self, vma: Vma, start: int, end: int, write: bool) -> None:
         """Make pages of one area present, to be written or only read. Raises OutOfFrames, and OSError(EFAULT) where the
         backing has none; does nothing in an area that nobody may access."""
-        if not vma.flags & VM_ACCESS or vma.flags & VM_LOCKED_MASK == VM_LOCKED_MASK:
+        if not vma.flags & VM_ACCESS:
             return
         while start < end:
             done = sum(n for _, n in self.table.extents(start, end, write))

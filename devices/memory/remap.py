@@ -20,7 +20,7 @@ from devices.memory.abi import (
     VM_MAYSHARE,
     VM_PFNMAP,
 )
-from devices.memory.mapping import U64, page_align
+from devices.memory.mapping import LONGEST_FILE, page_align
 from devices.memory.vma import Vma
 from vmm.layout import LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
 
@@ -41,8 +41,8 @@ def mremap(space: AddressSpace, address: int, old_length: int, new_length: int, 
     if address & (PAGE_SIZE - 1):
         raise SysError(errno.EINVAL, "address not page-aligned")
     old, new = page_align(old_length), page_align(new_length)
-    if not new:
-        raise SysError(errno.EINVAL, "new size 0")
+    if not new or new > TASK_SIZE:
+        raise SysError(errno.EINVAL, "new size 0 or larger than the address space")
     vma = space.vmas.at(address)
     if vma is None:
         raise SysError(errno.EFAULT, "nothing is mapped there")
@@ -94,7 +94,7 @@ def check_resize(space: AddressSpace, vma: Vma, address: int, old: int, new: int
         raise SysError(errno.EFAULT, "crosses the end of the mapping")
     if new == old:
         return
-    if vma.backing is not None and vma.offset_of(address) + new > U64:
+    if vma.backing is not None and vma.offset_of(address) + new > LONGEST_FILE:
         raise SysError(errno.EINVAL, "offset overflows")
     if vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
         raise SysError(errno.EFAULT, "cannot be resized")
@@ -114,7 +114,8 @@ def _extend(space: AddressSpace, vma: Vma, address: int, old: int, new: int) -> 
     if vma.flags & VM_ACCOUNT:
         space.charge((new - old) >> PAGE_SHIFT)
     flags, start = vma.flags, vma.end
-    space.add(Vma(start, end, flags, vma.backing, vma.offset_of(start) if vma.backing is not None else 0))
+    offset = vma.offset_of(start) if vma.backing is not None else 0
+    space.add(Vma(start, end, flags, vma.backing, offset, vma.file))
     if flags & VM_LOCKED:
         space.populate(start, end)
     return True
@@ -127,7 +128,7 @@ def _move(space: AddressSpace, vma: Vma, address: int, old: int, new: int, targe
     if vma.flags & VM_ACCOUNT and new > old:
         space.charge((new - old) >> PAGE_SHIFT)
     offset = vma.offset_of(address) if vma.backing is not None else 0
-    moved = Vma(target, target + new, vma.flags, vma.backing, offset)
+    moved = Vma(target, target + new, vma.flags, vma.backing, offset, vma.file)
     if old:
         _move_pages(space, address, old, target)
     space.add(moved)
@@ -145,11 +146,9 @@ def _move(space: AddressSpace, vma: Vma, address: int, old: int, new: int, targe
 def _move_pages(space: AddressSpace, address: int, size: int, target: int) -> None:
     """Move the page table entries of a range; 2 MiB pages only as they are."""
     if (address ^ target) & (LARGE_SIZE - 1):
-        if space.table.split_range(address, address + size):
-            space.machine.accelerator.revoke_all()
+        space.machine.revoke(space.table.split_range(address, address + size))
     else:
         space.split_large(address, address + size)
-    space.before_tables(target, target + size)
     runs = space.table.move(address, address + size, target)
     if runs:
         space.forget_translations()

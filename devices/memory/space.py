@@ -40,6 +40,6 @@ class AddressSpace(Mappings):
         if vma.flags & VM_DONTCOPY:
             return
         flags = vma.flags & ~VM_LOCKED_MASK
-        child.add(Vma(vma.start, vma.end, flags, vma.backing, vma.offset))
+        child.add(Vma(vma.start, vma.end, flags, vma.backing, vma.offset, vma.file))
         if not vma.flags & VM_WIPEONFORK:
             self.table.share(child.table, vma.start, vma.end, not vma.flags & VM_SHARED)

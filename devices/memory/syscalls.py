@@ -18,8 +18,10 @@ from devices.memory.abi import (
     MAP_HUGETLB,
     MAP_PRIVATE,
     MAP_TYPE,
+    PROT_EXEC,
     PROT_WRITE,
     VM_MAYALL,
+    VM_MAYEXEC,
     VM_MAYWRITE,
     Advice,
     MapFlags,
@@ -29,15 +31,17 @@ from devices.memory.abi import (
     MsyncFlags,
     ProtFlags,
 )
+from devices.memory.backing import SharedBacking
 from devices.vfs.abi import O_ACCMODE, O_PATH, O_RDWR, O_WRONLY
+from devices.vfs.inode import SB_NOEXEC
 from vmm.layout import PAGE_SIZE
 from vmm.memory.frames import OutOfFrames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devices.memory.backing import MappableFile
     from devices.task.task import Task
+    from devices.vfs.files import OpenFile
 
 HUGE_PAGE_LOGS = (0, 21, 30)
 """Sizes of huge pages that x86-64 has, as MAP_HUGE_* encodes them."""
@@ -66,14 +70,14 @@ def mmap(task: Task, addr: Ptr, length: Size, prot: ProtFlags, flags: MapFlags, 
         def check() -> tuple[Any, int]:
             return check_file(task, file, prot, flags, offset, length)
 
-        return int(no_memory(memory.mmap, addr, length, prot, flags, None, offset, check=check))
+        return int(no_memory(memory.mmap, addr, length, prot, flags, None, offset, check=check, file=file))
     if flags & MAP_HUGETLB:
         known = flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK in HUGE_PAGE_LOGS
         raise SysError(errno.ENOMEM if known else errno.EINVAL, "no huge pages are reserved")
     return int(no_memory(memory.mmap, addr, length, prot, flags))
 
 
-def check_file(task: Task, file: MappableFile, prot: int, flags: int, offset: int, length: int) -> tuple[Any, int]:
+def check_file(task: Task, file: OpenFile, prot: int, flags: int, offset: int, length: int) -> tuple[Any, int]:
     """What a mapping of `file` shows, and VM_MAY* (the file part of do_mmap())."""
     may = VM_MAYALL
     mode = file.flags & O_ACCMODE
@@ -83,7 +87,14 @@ def check_file(task: Task, file: MappableFile, prot: int, flags: int, offset: in
         may &= ~VM_MAYWRITE
     if mode == O_WRONLY:
         raise SysError(errno.EACCES, "not open for reading")
-    return file.mmap_backing(task, prot, flags, offset, length), may
+    if file.path is not None and (file.path.mount.flags | file.path.mount.sb.flags) & SB_NOEXEC:
+        if prot & PROT_EXEC:
+            raise SysError(errno.EPERM, "noexec")
+        may &= ~VM_MAYEXEC
+    backing = file.mmap_backing(task, prot, flags, offset, length)
+    if flags & MAP_TYPE != MAP_PRIVATE and isinstance(backing, SharedBacking) and backing.write_sealed:
+        may &= ~VM_MAYWRITE
+    return backing, may
 
 
 @syscall("munmap")

@@ -16,23 +16,34 @@ from vmm.layout import PAGE_SHIFT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from devices.memory.backing import Backing
+    from devices.memory.backing import Backing, MappableFile
+    from devices.memory.core import Core
 
 
 class Vma:
     """struct vm_area_struct: [start, end) with VM_* `flags`, whose low bits are PROT_READ, PROT_WRITE and PROT_EXEC.
 
-    `backing` is None for private anonymous memory; else `offset` is the place of `start` in it, in bytes.
+    `backing` is None for private anonymous memory; else `offset` is the place of `start` in it, in bytes. `file` is the
+    open file description that was mapped, if it was one: the area keeps it open (vm_file).
     """
 
-    __slots__ = ("backing", "end", "flags", "offset", "start")
+    __slots__ = ("backing", "end", "file", "flags", "offset", "start")
 
-    def __init__(self, start: int, end: int, flags: int, backing: Backing | None = None, offset: int = 0) -> None:
+    def __init__(
+        self,
+        start: int,
+        end: int,
+        flags: int,
+        backing: Backing | None = None,
+        offset: int = 0,
+        file: MappableFile | None = None,
+    ) -> None:
         self.start = start
         self.end = end
         self.flags = flags
         self.backing = backing
         self.offset = offset
+        self.file = file
 
     @property
     def pages(self) -> int:
@@ -49,7 +60,8 @@ class Vma:
 
     def part(self, start: int, end: int) -> Vma:
         """A new area like a part of this one."""
-        return Vma(start, end, self.flags, self.backing, self.offset_of(start) if self.backing is not None else 0)
+        offset = self.offset_of(start) if self.backing is not None else 0
+        return Vma(start, end, self.flags, self.backing, offset, self.file)
 
     def continues(self, other: Vma) -> bool:
         """Could `other`, which ends where this one starts, be one area with it?"""
@@ -57,6 +69,7 @@ class Vma:
             other.end == self.start
             and other.flags == self.flags
             and other.backing is self.backing
+            and other.file is self.file
             and (self.backing is None or other.offset_of(self.start) == self.offset)
         )
 
@@ -65,11 +78,12 @@ class Vma:
 
 
 class VmaList:
-    """The areas of an address space, in order, none overlapping, neighbours that are alike joined."""
+    """The areas of an address space, `space`, in order, none overlapping, neighbours that are alike joined."""
 
-    __slots__ = ("_starts", "_vmas")
+    __slots__ = ("_space", "_starts", "_vmas")
 
-    def __init__(self) -> None:
+    def __init__(self, space: Core | None = None) -> None:
+        self._space = space
         self._starts: list[int] = []
         self._vmas: list[Vma] = []
 
@@ -113,8 +127,7 @@ class VmaList:
 
     def insert(self, vma: Vma) -> Vma:
         """Add an area where none is; the area that it is part of afterwards."""
-        if isinstance(vma.backing, SharedBacking):
-            vma.backing.vma_open()
+        self._opened(vma)
         index = bisect_right(self._starts, vma.start)
         self._starts.insert(index, vma.start)
         self._vmas.insert(index, vma)
@@ -131,10 +144,17 @@ class VmaList:
         self._closed(gone)
         return True
 
-    @staticmethod
-    def _closed(vma: Vma) -> None:
+    def _opened(self, vma: Vma) -> None:
         if isinstance(vma.backing, SharedBacking):
-            vma.backing.vma_close()
+            vma.backing.vma_open(self._space)
+        if vma.file is not None:
+            vma.file.hold()
+
+    def _closed(self, vma: Vma) -> None:
+        if isinstance(vma.backing, SharedBacking):
+            vma.backing.vma_close(self._space)
+        if vma.file is not None:
+            vma.file.put_locked()
 
     def _split(self, address: int) -> None:
         index = bisect_right(self._starts, address) - 1
@@ -146,8 +166,7 @@ class VmaList:
             vma.end = address
             self._starts.insert(index + 1, address)
             self._vmas.insert(index + 1, upper)
-            if isinstance(upper.backing, SharedBacking):
-                upper.backing.vma_open()
+            self._opened(upper)
 
     def splits(self, start: int, end: int) -> int:
         """How many more areas there are if [start, end) is to begin and end at borders."""

@@ -14,6 +14,7 @@ from devices.bus import syscall
 from devices.errors import SysError
 from devices.task import setid
 from devices.task.capabilities import may_set
+from devices.task.permissions import find_task
 
 if TYPE_CHECKING:
     from devices.task.process import Credentials, Process
@@ -190,10 +191,7 @@ def capget(task: Task, hdrp: Ptr, datap: Ptr) -> int:
     pid = task.memory.read_i32(hdrp + 4)
     if pid < 0:
         raise SysError(errno.EINVAL, "negative pid")
-    target = task.kernel.tasks.get(pid) if pid else task
-    if target is None:
-        raise SysError(errno.ESRCH)
-    who = target.credentials
+    who = find_task(task, pid).credentials
     words = [
         value >> 32 * part & 0xFFFF_FFFF
         for part in range(parts)
@@ -246,10 +244,7 @@ def getsid(task: Task, pid: Pid) -> int:
 
 def _process_of(task: Task, pid: int) -> Process:
     """The process of a task; 0 means the caller. ESRCH."""
-    target = task.kernel.tasks.get(pid) if pid else task
-    if target is None:
-        raise SysError(errno.ESRCH)
-    return target.process
+    return find_task(task, pid).process
 
 
 @syscall("setpgid")

@@ -1,9 +1,11 @@
-"""Who may do what to whom: the checks between two tasks that several subsystems make."""
+"""Finding another task, and who may do what to whom: what several subsystems ask."""
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
+from devices.errors import SysError
 from devices.task.capabilities import CAP_SYS_PTRACE
 
 if TYPE_CHECKING:
@@ -11,6 +13,14 @@ if TYPE_CHECKING:
     from devices.task.task import Task
 
 SUID_DUMP_USER = 1
+
+
+def find_task(task: Task, pid: int) -> Task:
+    """The task with that tid, which may lead a process; 0 means the caller. ESRCH."""
+    target = task.kernel.tasks.get(pid) if pid else task
+    if target is None:
+        raise SysError(errno.ESRCH)
+    return target
 
 
 def may_trace(task: Task, target: Task) -> bool:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from devices.task.task import Task
+
 SCHED_NORMAL, SCHED_FIFO, SCHED_RR, SCHED_BATCH = range(4)
 SCHED_IDLE, SCHED_DEADLINE = 5, 6
 SCHED_RESET_ON_FORK = 0x4000_0000
@@ -32,3 +37,10 @@ class Scheduling:
                 child.policy, child.priority, child.nice = SCHED_NORMAL, 0, 0
             child.nice = max(child.nice, 0)
         return child
+
+
+def current_cpu(task: Task) -> int:
+    """The CPU that a task believes to run on: one of those that it may use, the same for as long as its vCPU."""
+    scheduling = task.scheduling
+    allowed = [cpu for cpu in range(task.kernel.cpus) if scheduling.affinity >> cpu & 1]
+    return allowed[task.cpu.index % len(allowed)]

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from devices.signals.queue import SignalActions, SignalQueue
 from devices.task.rlimits import default_rlimits
+from devices.vfs.fs_struct import first_fs_locked
 
 if TYPE_CHECKING:
     from devices.kernel import Kernel
     from devices.memory.space import AddressSpace
     from devices.task.task import Task
+    from devices.time.timers import Interval
     from devices.vfs.files import FileTable
+    from devices.vfs.mount import MountNamespace
 
 CAP_LAST = 40
 CAP_FULL = (1 << (CAP_LAST + 1)) - 1
@@ -60,8 +63,10 @@ class Process:
         self.actions = SignalActions()
         self.pending = SignalQueue()
         self.rlimits = default_rlimits(kernel)
-        self.umask = 0o022
+        self.fs = first_fs_locked(kernel)
         self.dumpable = 1
+        self.real_timer: Interval | None = None
+        """ITIMER_REAL, once it was used."""
         self.child_subreaper = False
         self.thp_disable = False
         self.comm = b""
@@ -72,6 +77,18 @@ class Process:
         """As wait(2) encodes it: exit code << 8, or the signal's number (| 0x80: core dumped)."""
         self.ended_task_ns = 0
         """CPU time of tasks that have ended, in ns."""
+
+    @property
+    def mounts(self) -> MountNamespace:
+        return self.fs.mounts
+
+    @property
+    def umask(self) -> int:
+        return self.fs.umask
+
+    @umask.setter
+    def umask(self, mask: int) -> None:
+        self.fs.umask = mask
 
     def exit_group_locked(self, status: int) -> None:
         """End every task of the process; the first status given is the process's."""
@@ -87,6 +104,9 @@ class Process:
         del self.tasks[task.tid]
         self.kernel.task_gone_locked(task)
         if not self.tasks:
-            self.files.close_all_locked()
+            if self.real_timer is not None:
+                self.real_timer.disarm()
+            self.files.release_locked()
+            self.fs.release_locked()
             self.memory.teardown()
             self.kernel.process_gone_locked(self)

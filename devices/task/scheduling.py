@@ -16,7 +16,7 @@ from devices.args import EnumSet, Int, Pid, Ptr, UInt
 from devices.bus import syscall
 from devices.errors import SysError
 from devices.task.capabilities import CAP_SYS_NICE
-from devices.task.permissions import same_owner
+from devices.task.permissions import find_task, same_owner
 from devices.task.policy import (
     FAIR,
     POLICIES,
@@ -86,14 +86,6 @@ class Attributes:
         self.nice = nice
         self.flags = flags
         self.runtime = self.deadline = self.period = 0
-
-
-def find(task: Task, pid: int) -> Task:
-    """The task with that tid; 0 means the caller. ESRCH."""
-    target = task.kernel.tasks.get(pid) if pid else task
-    if target is None:
-        raise SysError(errno.ESRCH)
-    return target
 
 
 # Rules
@@ -189,7 +181,7 @@ def sched_setscheduler(task: Task, pid: Pid, policy: Policy, param: Ptr) -> int:
     if policy < 0:
         raise SysError(errno.EINVAL, "negative policy")
     priority = _read_param(task, pid, param)
-    target = find(task, pid)
+    target = find_task(task, pid)
     flags = FLAG_RESET_ON_FORK if policy & SCHED_RESET_ON_FORK else 0
     wanted = Attributes(policy & ~SCHED_RESET_ON_FORK, priority & 0xFFFF_FFFF, target.scheduling.nice, flags)
     set_scheduler(task, target, wanted)
@@ -200,7 +192,7 @@ def sched_setscheduler(task: Task, pid: Pid, policy: Policy, param: Ptr) -> int:
 def sched_setparam(task: Task, pid: Pid, param: Ptr) -> int:
     """man 2 sched_setparam."""
     priority = _read_param(task, pid, param)
-    target = find(task, pid)
+    target = find_task(task, pid)
     set_scheduler(task, target, Attributes(KEEP_POLICY, priority & 0xFFFF_FFFF, target.scheduling.nice))
     return 0
 
@@ -210,7 +202,7 @@ def sched_getscheduler(task: Task, pid: Pid) -> int:
     """man 2 sched_getscheduler."""
     if pid < 0:
         raise SysError(errno.EINVAL)
-    found = find(task, pid).scheduling
+    found = find_task(task, pid).scheduling
     return found.policy | (SCHED_RESET_ON_FORK if found.reset_on_fork else 0)
 
 
@@ -219,7 +211,7 @@ def sched_getparam(task: Task, pid: Pid, param: Ptr) -> int:
     """man 2 sched_getparam."""
     if not param or pid < 0:
         raise SysError(errno.EINVAL)
-    task.memory.write_u32(param, find(task, pid).scheduling.priority)
+    task.memory.write_u32(param, find_task(task, pid).scheduling.priority)
     return 0
 
 
@@ -233,7 +225,7 @@ def sched_setattr(task: Task, pid: Pid, attr: Ptr, flags: UInt) -> int:
         raise SysError(errno.EINVAL, "negative policy")
     if wanted.flags & FLAG_KEEP_POLICY:
         wanted.policy = KEEP_POLICY
-    target = find(task, pid)
+    target = find_task(task, pid)
     if wanted.flags & FLAG_KEEP_PARAMS:
         if target.scheduling.policy in REALTIME:
             wanted.priority = target.scheduling.priority
@@ -268,7 +260,7 @@ def sched_getattr(task: Task, pid: Pid, attr: Ptr, size: UInt, flags: UInt) -> i
     """man 2 sched_getattr."""
     if not attr or pid < 0 or not ATTR_SIZE_VER0 <= size <= PAGE_SIZE or flags:
         raise SysError(errno.EINVAL)
-    found = find(task, pid).scheduling
+    found = find_task(task, pid).scheduling
     realtime = found.policy in REALTIME
     size = min(size, ATTR.size)
     raw = ATTR.pack(
@@ -304,7 +296,7 @@ def sched_rr_get_interval(task: Task, pid: Pid, tp: Ptr) -> int:
     """man 2 sched_rr_get_interval."""
     if pid < 0:
         raise SysError(errno.EINVAL)
-    policy = find(task, pid).scheduling.policy
+    policy = find_task(task, pid).scheduling.policy
     interval = {SCHED_RR: RR_INTERVAL_NS, SCHED_FIFO: 0}.get(policy, FAIR_INTERVAL_NS)
     write_timespec(task.memory, tp, interval)
     return 0
@@ -331,7 +323,7 @@ def sched_setaffinity(task: Task, pid: Pid, cpusetsize: UInt, mask: Ptr) -> int:
     """man 2 sched_setaffinity."""
     cpus = task.kernel.cpus
     wanted = int.from_bytes(task.memory.read(mask, min(cpusetsize, _mask_size(cpus))), "little")
-    target = find(task, pid)
+    target = find_task(task, pid)
     if not same_owner(task.credentials, target.credentials) and not task.credentials.capable(CAP_SYS_NICE):
         raise SysError(errno.EPERM)
     _check_subset(task, target)
@@ -348,17 +340,10 @@ def sched_getaffinity(task: Task, pid: Pid, cpusetsize: UInt, mask: Ptr) -> int:
     cpus = task.kernel.cpus
     if cpusetsize * 8 & 0xFFFF_FFFF < cpus or cpusetsize & 7:
         raise SysError(errno.EINVAL, "size of the mask")
-    found = find(task, pid).scheduling.affinity
+    found = find_task(task, pid).scheduling.affinity
     size = _mask_size(cpus)
     task.memory.write(mask, found.to_bytes(size, "little")[:cpusetsize])
     return min(size, cpusetsize)
-
-
-def current_cpu(task: Task) -> int:
-    """The CPU that a task believes to run on: one of those that it may use, the same for as long as its vCPU."""
-    scheduling = task.scheduling
-    allowed = [cpu for cpu in range(task.kernel.cpus) if scheduling.affinity >> cpu & 1]
-    return allowed[task.cpu.index % len(allowed)]
 
 
 # Niceness

@@ -14,7 +14,8 @@ from devices.bus import syscall
 from devices.errors import SysError
 from devices.task import rlimits
 from devices.task.capabilities import CAP_SYS_ADMIN, CAP_SYS_RESOURCE
-from devices.task.scheduling import current_cpu, find
+from devices.task.permissions import find_task
+from devices.task.policy import current_cpu
 from devices.time.abi import CLOCK_BOOTTIME, NSEC_PER_SEC, NSEC_PER_USEC
 from devices.time.cputime import process_cpu_ns, task_cpu_ns
 from vmm.layout import PAGE_SHIFT, TASK_SIZE
@@ -145,7 +146,7 @@ def prlimit64(task: Task, pid: Pid, resource: Resource, new_limit: Ptr, old_limi
     if new_limit:
         soft, hard = task.memory.read_struct(new_limit, RLIMIT)
         new = soft, hard
-    target = find(task, pid)
+    target = find_task(task, pid)
     if target is not task:
         own, other = task.credentials, target.credentials
         same = own.uid == other.euid == other.suid == other.uid and own.gid == other.egid == other.sgid == other.gid

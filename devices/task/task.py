@@ -18,7 +18,7 @@ from devices.time.cputime import end_task_locked, start_task
 from devices.wait import Waiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from devices.kernel import Kernel
     from devices.task.process import Credentials, Process
@@ -74,6 +74,7 @@ class Task:
         self._token = False
         self._woken = False
         self._host_wake = -1
+        self._polling = False
 
     # Waiting
 
@@ -128,8 +129,15 @@ class Task:
 
     def wake_sleeper(self, waiter: Waiter) -> None:
         """A waker picked this task's waiter."""
+        self.wake()
+
+    def wake(self) -> None:
+        """End the task's sleep() or wait_for()."""
         self._woken = True
-        self._rouse()
+        if self._polling:
+            os.eventfd_write(self._host_wake, 1)
+        else:
+            self._rouse()
 
     def _rouse(self) -> None:
         if self._asleep and not self._token:
@@ -152,26 +160,45 @@ class Task:
 
         Raises as block() does.
         """
+        return self.wait_for([(fd, events)], deadline, restart).get(fd, 0)
+
+    def wait_for(
+        self, fds: Sequence[tuple[int, int]], deadline: int | None = None, restart: int = ERESTARTSYS
+    ) -> dict[int, int]:
+        """Wait until wake() is called, one of the host descriptors `fds` is ready for its poll(2) events, or `deadline`
+        has come; the ready bits by descriptor. The caller has told its wakers and takes that back.
+
+        Raises as block() does.
+        """
+        if not fds:
+            self.sleep(deadline, restart)
+            return {}
         self.check_may_wait_locked(restart)
         if self._host_wake < 0:
             self._host_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         poll = select.poll()
-        poll.register(fd, events)
         poll.register(self._host_wake, select.POLLIN)
-        while True:
-            timeout = None
-            if deadline is not None:
-                timeout = max(0, min(deadline - self.kernel.clock.monotonic_ns(), LONGEST_SLEEP * 1000) / 1e6)
-            with self.unlocked():
-                ready = dict(poll.poll(timeout))
-            if ready.pop(self._host_wake, 0):
-                os.eventfd_read(self._host_wake)
-            if ready:
-                return ready[fd]
-            if self.work and self.signal_pending_locked():
-                raise Interrupted(restart)
-            if deadline is not None and self.kernel.clock.monotonic_ns() >= deadline:
-                return 0
+        for fd, events in fds:
+            poll.register(fd, events)
+        self._woken = False
+        self._polling = True
+        try:
+            while True:
+                timeout = None
+                if deadline is not None:
+                    timeout = max(0, min((deadline - self.kernel.clock.monotonic_ns()) / 1e6, LONGEST_SLEEP))
+                with self.unlocked():
+                    ready = dict(poll.poll(timeout))
+                if ready.pop(self._host_wake, 0):
+                    os.eventfd_read(self._host_wake)
+                if ready or self._woken:
+                    return ready
+                if self.work and self.signal_pending_locked():
+                    raise Interrupted(restart)
+                if deadline is not None and self.kernel.clock.monotonic_ns() >= deadline:
+                    return {}
+        finally:
+            self._polling = False
 
     @contextmanager
     def unlocked(self) -> Iterator[None]:

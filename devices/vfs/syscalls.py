@@ -1,42 +1,32 @@
-"""read, write, open, stat and their families: decode, find the file, let it do the work."""
+"""read, write and their families, lseek and ioctl: decode, find the file, let it do the work (fs/read_write.c)."""
 
 from __future__ import annotations
 
 import errno
 import struct
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from typing import TYPE_CHECKING, Annotated
 
-from devices.args import BytesArg, Fd, HexArg, Int, Long, Mode, Off, Path, Ptr, Size, UInt, ULong
+from devices.args import BytesArg, Fd, HexArg, Long, Off, Ptr, Size
 from devices.bus import syscall
 from devices.errors import SysError
-from devices.fs.hostfile import HostFile
-from devices.task.rlimits import RLIMIT_NOFILE
+from devices.task.rlimits import RLIM_INFINITY, RLIMIT_FSIZE
 from devices.vfs import abi
-from devices.vfs.abi import (
-    AT_EMPTY_PATH,
-    AT_FDCWD,
-    MAX_RW_COUNT,
-    O_CLOEXEC,
-    UIO_MAXIOV,
-    AccessMode,
-    AtFlags,
-    CloseRangeFlags,
-    FcntlCmd,
-    OpenFlags,
-    RwFlags,
-    Whence,
-)
+from devices.vfs.abi import MAX_RW_COUNT, O_APPEND, O_NOATIME, UIO_MAXIOV, RwFlags, Whence
+from devices.vfs.events import IN_ACCESS, IN_MODIFY, notify
+from devices.vfs.permissions import kill_privileges
+from devices.vfs.resize import limited
 
 if TYPE_CHECKING:
     from devices.task.task import Task
-    from devices.vfs.files import Segments
+    from devices.vfs.files import OpenFile, Segments
 
 InBytes = Annotated[int, BytesArg("count")]
 OutBytes = Annotated[int, BytesArg("count", late=True)]
-LinkBytes = Annotated[int, BytesArg("bufsiz", late=True)]
 Request = Annotated[int, HexArg("unsigned long", "{r} & 0xFFFFFFFF")]
 
-# Reading and writing: man 2 read, write, readv, pread
+FAR = 1 << 62
+"""Offsets beyond it are looked at more closely."""
 
 
 def buffer(task: Task, address: int, count: int) -> Segments:
@@ -63,283 +53,264 @@ def iovec(task: Task, address: int, count: int) -> Segments:
     return segments
 
 
+# What goes with every read and write
+
+
+def accessed(task: Task, file: OpenFile) -> None:
+    """file_accessed(): the time of access, and the event."""
+    path = file.path
+    if path is not None:
+        if not file.flags & O_NOATIME:
+            path.mount.touch(task, path.dentry)
+        if task.kernel.vfs.watches:
+            notify(task, IN_ACCESS, path)
+
+
+def before_write(task: Task, file: OpenFile, segments: Segments, offset: int | None) -> Segments:
+    """generic_write_checks(), file_remove_privs(): what may be written of `segments` at `offset` (None: the position)."""
+    inode = file.inode
+    if inode is None or S_IFMT(inode.mode) != S_IFREG or not segments or not any(n for _, n in segments):
+        return segments
+    position = file.position if offset is None else offset
+    if task.process.rlimits[RLIMIT_FSIZE][0] != RLIM_INFINITY or position > FAR:
+        if file.flags & O_APPEND:
+            inode.refresh()
+            position = inode.size
+        segments = limited(task, segments, position)
+    if inode.mode & 0o6000:
+        kill_privileges(task, inode)
+    return segments
+
+
+def written(task: Task, file: OpenFile, sync: int = 0) -> None:
+    """generic_write_sync(), and the event. `sync`: RWF_DSYNC, RWF_SYNC."""
+    if file.path is None:
+        return
+    flags = file.flags
+    if flags & abi.O_DSYNC or sync:
+        file.fsync(task, not (flags & abi.O_SYNC_BIT or sync & abi.RWF_SYNC))
+    if task.kernel.vfs.watches:
+        notify(task, IN_MODIFY, file.path)
+
+
+def check_range(segments: Segments, offset: int) -> None:
+    """rw_verify_area(): SysError(EINVAL) for an end that is beyond what an offset can be."""
+    if offset > FAR and offset + sum(length for _, length in segments) >= 1 << 63:
+        raise SysError(errno.EINVAL, "end of the range")
+
+
+def do_read(task: Task, file: OpenFile, segments: Segments) -> int:
+    count = file.read(task, segments)
+    if file.path is not None:
+        accessed(task, file)
+    return count
+
+
+def do_write(task: Task, file: OpenFile, segments: Segments) -> int:
+    if file.inode is not None:
+        segments = before_write(task, file, segments, None)
+    count = file.write(task, segments)
+    if count and file.path is not None:
+        written(task, file)
+    return count
+
+
+def do_pread(task: Task, file: OpenFile, segments: Segments, offset: int) -> int:
+    check_range(segments, offset)
+    count = file.pread(task, segments, offset)
+    if file.path is not None:
+        accessed(task, file)
+    return count
+
+
+def do_pwrite(task: Task, file: OpenFile, segments: Segments, offset: int) -> int:
+    check_range(segments, offset)
+    segments = before_write(task, file, segments, offset)
+    count = file.pwrite(task, segments, offset)
+    if count and file.path is not None:
+        written(task, file)
+    return count
+
+
+# The calls: man 2 read, write, readv, pread
+
+
 @syscall("read")
 def read(task: Task, fd: Fd, buf: OutBytes, count: Size) -> int:
     file = task.files.get(fd)
     file.check_readable()
-    return file.read(task, buffer(task, buf, count))
+    return do_read(task, file, buffer(task, buf, count))
 
 
 @syscall("write")
 def write(task: Task, fd: Fd, buf: InBytes, count: Size) -> int:
     file = task.files.get(fd)
     file.check_writable()
-    return file.write(task, buffer(task, buf, count))
+    return do_write(task, file, buffer(task, buf, count))
 
 
 @syscall("readv")
 def readv(task: Task, fd: Fd, iov: Ptr, iovcnt: Size) -> int:
     file = task.files.get(fd)
     file.check_readable()
-    return file.read(task, iovec(task, iov, iovcnt))
+    return do_read(task, file, iovec(task, iov, iovcnt))
 
 
 @syscall("writev")
 def writev(task: Task, fd: Fd, iov: Ptr, iovcnt: Size) -> int:
     file = task.files.get(fd)
     file.check_writable()
-    return file.write(task, iovec(task, iov, iovcnt))
+    return do_write(task, file, iovec(task, iov, iovcnt))
 
 
-def offset_of(offset: int) -> int:
+def readable_at(task: Task, fd: int, offset: int) -> OpenFile:
+    """The file, which has offsets and is open for reading. SysError(EINVAL, EBADF, ESPIPE)."""
     if offset < 0:
         raise SysError(errno.EINVAL, "negative offset")
-    return offset
+    file = task.files.opened(fd)
+    try:
+        file.check_readable()
+    except SysError:
+        file.lseek(0, abi.SEEK_CUR)  # ESPIPE comes first
+        raise
+    return file
+
+
+def writable_at(task: Task, fd: int, offset: int) -> OpenFile:
+    if offset < 0:
+        raise SysError(errno.EINVAL, "negative offset")
+    file = task.files.opened(fd)
+    try:
+        file.check_writable()
+    except SysError:
+        file.lseek(0, abi.SEEK_CUR)
+        raise
+    return file
 
 
 @syscall("pread64")
 def pread64(task: Task, fd: Fd, buf: OutBytes, count: Size, offset: Off) -> int:
-    position = offset_of(offset)
-    file = task.files.get(fd)
-    file.check_readable()
-    return file.pread(task, buffer(task, buf, count), position)
+    return do_pread(task, readable_at(task, fd, offset), buffer(task, buf, count), offset)
 
 
 @syscall("pwrite64")
 def pwrite64(task: Task, fd: Fd, buf: InBytes, count: Size, offset: Off) -> int:
-    position = offset_of(offset)
-    file = task.files.get(fd)
-    file.check_writable()
-    return file.pwrite(task, buffer(task, buf, count), position)
+    return do_pwrite(task, writable_at(task, fd, offset), buffer(task, buf, count), offset)
 
 
 @syscall("preadv")
 def preadv(task: Task, fd: Fd, iov: Ptr, iovcnt: Size, pos_l: Off) -> int:
-    position = offset_of(pos_l)
-    file = task.files.get(fd)
-    file.check_readable()
-    return file.pread(task, iovec(task, iov, iovcnt), position)
+    return do_pread(task, readable_at(task, fd, pos_l), iovec(task, iov, iovcnt), pos_l)
 
 
 @syscall("pwritev")
 def pwritev(task: Task, fd: Fd, iov: Ptr, iovcnt: Size, pos_l: Off) -> int:
-    position = offset_of(pos_l)
-    file = task.files.get(fd)
-    file.check_writable()
-    return file.pwrite(task, iovec(task, iov, iovcnt), position)
+    return do_pwrite(task, writable_at(task, fd, pos_l), iovec(task, iov, iovcnt), pos_l)
 
 
-def no_rw_flags(flags: int) -> None:
-    if flags:
+def check_rw_flags(file: OpenFile, flags: int) -> None:
+    """kiocb_set_rw_flags(): SysError(EOPNOTSUPP, EINVAL)."""
+    if flags & ~0xFF or flags & (abi.RWF_ATOMIC | abi.RWF_DONTCACHE):
         raise SysError(errno.EOPNOTSUPP, "RWF_* flags")
+    if flags & abi.RWF_APPEND and flags & abi.RWF_NOAPPEND:
+        raise SysError(errno.EINVAL, "RWF_APPEND and RWF_NOAPPEND")
+    if flags & abi.RWF_NOWAIT and not file.supports_nowait:
+        raise SysError(errno.EOPNOTSUPP, "RWF_NOWAIT")
+
+
+class FlagsFor:
+    """The file's O_* flags as they are to be for one call: RWF_NOWAIT, RWF_APPEND, RWF_NOAPPEND. For `with`."""
+
+    __slots__ = ("_before", "_file", "_flags")
+
+    def __init__(self, file: OpenFile, flags: int) -> None:
+        self._file = file
+        self._before = file.flags
+        wanted = file.flags
+        if flags & abi.RWF_NOWAIT:
+            wanted |= abi.O_NONBLOCK
+        if flags & abi.RWF_APPEND:
+            wanted |= O_APPEND
+        if flags & abi.RWF_NOAPPEND:
+            wanted &= ~O_APPEND
+        self._flags = wanted
+
+    def __enter__(self) -> None:
+        self._file.flags = self._flags
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.flags = self._before
 
 
 @syscall("preadv2")
 def preadv2(task: Task, fd: Fd, iov: Ptr, iovcnt: Size, pos_l: Off, pos_h: Long, flags: RwFlags) -> int:
-    no_rw_flags(flags)
-    return readv(task, fd, iov, iovcnt) if pos_l == -1 else preadv(task, fd, iov, iovcnt, pos_l)
+    """man 2 preadv2; an offset of -1 is the file's position."""
+    here = pos_l == -1
+    file = task.files.opened(fd) if here else readable_at(task, fd, pos_l)
+    file.check_readable()
+    segments = iovec(task, iov, iovcnt)
+    check_rw_flags(file, flags)
+    with FlagsFor(file, flags & abi.RWF_NOWAIT):
+        return do_read(task, file, segments) if here else do_pread(task, file, segments, pos_l)
 
 
 @syscall("pwritev2")
 def pwritev2(task: Task, fd: Fd, iov: Ptr, iovcnt: Size, pos_l: Off, pos_h: Long, flags: RwFlags) -> int:
-    no_rw_flags(flags)
-    return writev(task, fd, iov, iovcnt) if pos_l == -1 else pwritev(task, fd, iov, iovcnt, pos_l)
+    here = pos_l == -1
+    file = task.files.opened(fd) if here else writable_at(task, fd, pos_l)
+    file.check_writable()
+    segments = iovec(task, iov, iovcnt)
+    check_rw_flags(file, flags)
+    with FlagsFor(file, flags):
+        count = do_write(task, file, segments) if here else do_pwrite(task, file, segments, pos_l)
+    sync = flags & (abi.RWF_DSYNC | abi.RWF_SYNC)
+    if sync and count and file.path is not None:
+        written(task, file, sync)
+    return count
 
 
 @syscall("lseek")
 def lseek(task: Task, fd: Fd, offset: Off, whence: Whence) -> int:
-    return task.files.get(fd).lseek(offset, whence)
+    file = task.files.opened(fd)
+    if not 0 <= whence <= abi.SEEK_HOLE:
+        raise SysError(errno.EINVAL, "whence")
+    return file.lseek(offset, whence)
 
 
 @syscall("ioctl")
 def ioctl(task: Task, fd: Fd, request: Request, argp: Ptr) -> int:
-    return task.files.get(fd).ioctl(task, request, argp)
-
-
-# Paths: the booted file is the only one there is
-
-
-def image_at(task: Task, path: bytes) -> HostFile | None:
-    """The booted file, opened, if `path` names it."""
-    image = task.kernel.image
-    if image is not None and path in (image.path, b"/proc/self/exe"):
-        return HostFile(image, 0)
-    return None
-
-
-def lookup(task: Task, dirfd: int, path: bytes) -> HostFile:
-    if not path:
-        raise SysError(errno.ENOENT, "empty path")
-    if not path.startswith(b"/") and dirfd != AT_FDCWD:
-        task.files.get(dirfd)
-        raise SysError(errno.ENOTDIR, "no directory is open")
-    found = image_at(task, path)
-    if found is None:
-        raise SysError(errno.ENOENT)
-    return found
-
-
-@syscall("open")
-def open_(task: Task, pathname: Path, flags: OpenFlags, mode: Mode) -> int:
-    return openat(task, AT_FDCWD, pathname, flags, mode)
-
-
-@syscall("openat")
-def openat(task: Task, dirfd: Fd, pathname: Path, flags: OpenFlags, mode: Mode) -> int:
-    if flags & abi.O_CREAT and image_at(task, pathname) is None:
-        raise SysError(errno.EROFS, "there is no file system to create it in")
-    found = lookup(task, dirfd, pathname)
-    if flags & abi.O_CREAT and flags & abi.O_EXCL:
-        raise SysError(errno.EEXIST)
-    if flags & abi.O_DIRECTORY:
-        raise SysError(errno.ENOTDIR)
-    file = HostFile(found.backing, flags & ~(O_CLOEXEC | abi.O_CREAT | abi.O_EXCL | abi.O_NOCTTY | abi.O_TRUNC))
-    limit = task.process.rlimits[RLIMIT_NOFILE][0]
-    return task.files.install(file, limit, cloexec=bool(flags & O_CLOEXEC))
-
-
-@syscall("close")
-def close(task: Task, fd: Fd) -> int:
-    task.files.close_locked(fd)
-    return 0
-
-
-@syscall("close_range")
-def close_range(task: Task, first: UInt, last: UInt, flags: CloseRangeFlags) -> int:
-    if flags & ~6 or first > last:
-        raise SysError(errno.EINVAL)
-    for fd in task.files.numbers():
-        if first <= fd <= last:
-            if flags & 4:
-                task.files.set_cloexec(fd, True)
-            else:
-                task.files.close_locked(fd)
-    return 0
-
-
-@syscall("fstat")
-def fstat(task: Task, fd: Fd, statbuf: Ptr) -> int:
-    task.memory.write(statbuf, abi.pack_stat(task.files.get(fd).stat()))
-    return 0
-
-
-@syscall("stat")
-def stat(task: Task, pathname: Path, statbuf: Ptr) -> int:
-    return newfstatat(task, AT_FDCWD, pathname, statbuf, 0)
-
-
-@syscall("lstat")
-def lstat(task: Task, pathname: Path, statbuf: Ptr) -> int:
-    return newfstatat(task, AT_FDCWD, pathname, statbuf, abi.AT_SYMLINK_NOFOLLOW)
-
-
-@syscall("newfstatat")
-def newfstatat(task: Task, dirfd: Fd, pathname: Path, statbuf: Ptr, flags: AtFlags) -> int:
-    if flags & ~(abi.AT_SYMLINK_NOFOLLOW | abi.AT_NO_AUTOMOUNT | AT_EMPTY_PATH):
-        raise SysError(errno.EINVAL, "unknown flag")
-    if not pathname and flags & AT_EMPTY_PATH and dirfd != AT_FDCWD:
-        return fstat(task, dirfd, statbuf)
-    task.memory.write(statbuf, abi.pack_stat(lookup(task, dirfd, pathname).stat()))
-    return 0
-
-
-@syscall("access")
-def access(task: Task, pathname: Path, mode: AccessMode) -> int:
-    return faccessat2(task, AT_FDCWD, pathname, mode, 0)
-
-
-@syscall("faccessat")
-def faccessat(task: Task, dirfd: Fd, pathname: Path, mode: AccessMode) -> int:
-    return faccessat2(task, dirfd, pathname, mode, 0)
-
-
-@syscall("faccessat2")
-def faccessat2(task: Task, dirfd: Fd, pathname: Path, mode: AccessMode, flags: AtFlags) -> int:
-    if mode & ~7 or flags & ~(abi.AT_EACCESS | abi.AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH):
-        raise SysError(errno.EINVAL)
-    lookup(task, dirfd, pathname)
-    if mode & 2:
-        raise SysError(errno.EROFS, "the image is read-only")
-    return 0
-
-
-@syscall("readlink")
-def readlink(task: Task, pathname: Path, buf: LinkBytes, bufsiz: Int) -> int:
-    return readlinkat(task, AT_FDCWD, pathname, buf, bufsiz)
-
-
-@syscall("readlinkat")
-def readlinkat(task: Task, dirfd: Fd, pathname: Path, buf: LinkBytes, bufsiz: Int) -> int:
-    if bufsiz <= 0:
-        raise SysError(errno.EINVAL, "no room")
-    if pathname != b"/proc/self/exe":
-        lookup(task, dirfd, pathname)
-        raise SysError(errno.EINVAL, "not a symbolic link")
-    target = task.process.exe[:bufsiz]
-    task.memory.write(buf, target)
-    return len(target)
-
-
-@syscall("getcwd")
-def getcwd(task: Task, buf: Ptr, size: ULong) -> int:
-    """The kernel's call returns the length with the NUL."""
-    if size < 2:
-        raise SysError(errno.ERANGE)
-    task.memory.write(buf, b"/\0")
-    return 2
-
-
-# Descriptors: man 2 dup, fcntl
-
-
-def nofile(task: Task) -> int:
-    return int(task.process.rlimits[RLIMIT_NOFILE][0])
-
-
-@syscall("dup")
-def dup(task: Task, oldfd: Fd) -> int:
-    return task.files.install(task.files.get(oldfd), nofile(task))
-
-
-@syscall("dup2")
-def dup2(task: Task, oldfd: Fd, newfd: UInt) -> int:
-    if oldfd == newfd:
-        task.files.get(oldfd)
-        return newfd
-    return _dup_to(task, oldfd, newfd, False)
-
-
-@syscall("dup3")
-def dup3(task: Task, oldfd: Fd, newfd: UInt, flags: OpenFlags) -> int:
-    if flags & ~O_CLOEXEC or oldfd == newfd:
-        raise SysError(errno.EINVAL)
-    return _dup_to(task, oldfd, newfd, bool(flags))
-
-
-def _dup_to(task: Task, oldfd: int, newfd: int, cloexec: bool) -> int:
-    if newfd >= nofile(task):
-        raise SysError(errno.EBADF, "RLIMIT_NOFILE")
-    task.files.replace_locked(newfd, task.files.get(oldfd), cloexec)
-    return newfd
-
-
-@syscall("fcntl")
-def fcntl(task: Task, fd: Fd, cmd: FcntlCmd, arg: ULong) -> int:
-    file = task.files.get(fd)
-    if cmd in (abi.F_DUPFD, abi.F_DUPFD_CLOEXEC):
-        limit = nofile(task)
-        lowest = arg & 0xFFFF_FFFF
-        if lowest >= limit:
-            raise SysError(errno.EINVAL, "above RLIMIT_NOFILE")
-        return task.files.install(file, limit, lowest=lowest, cloexec=cmd == abi.F_DUPFD_CLOEXEC)
-    if cmd == abi.F_GETFD:
-        return int(task.files.cloexec(fd))
-    if cmd == abi.F_SETFD:
-        task.files.set_cloexec(fd, bool(arg & abi.FD_CLOEXEC))
+    """man 2 ioctl: what the VFS serves of every file (fs/ioctl.c), then the file's own."""
+    file = task.files.opened(fd)
+    if request == abi.FIOCLEX or request == abi.FIONCLEX:
+        task.files.set_cloexec(fd, request == abi.FIOCLEX)
         return 0
-    if cmd == abi.F_GETFL:
-        return file.flags | abi.O_LARGEFILE
-    if cmd == abi.F_SETFL:
-        file.flags = file.flags & ~abi.SETFL_MASK | arg & abi.SETFL_MASK
+    if request == abi.FIONBIO:
+        on = task.memory.read_i32(argp)
+        file.flags = file.flags | abi.O_NONBLOCK if on else file.flags & ~abi.O_NONBLOCK
         return 0
-    raise SysError(errno.EINVAL, "command not supported")
+    if request == abi.FIOASYNC:
+        return _set_async(task, file, task.memory.read_i32(argp))
+    inode = file.inode
+    if inode is not None:
+        if request == abi.FIONREAD and S_IFMT(inode.mode) == S_IFREG:
+            inode.refresh()
+            task.memory.write_u32(argp, inode.size - file.position)
+            return 0
+        if request == abi.FIOQSIZE and S_IFMT(inode.mode) in (S_IFREG, S_IFDIR, S_IFLNK):
+            inode.refresh()
+            task.memory.write_u64(argp, inode.size)
+            return 0
+        if request == abi.FIGETBSZ:
+            task.memory.write_u32(argp, inode.blksize)
+            return 0
+    return file.ioctl(task, request, argp)
+
+
+def _set_async(task: Task, file: OpenFile, on: int) -> int:
+    """ioctl(FIOASYNC): SIGIO for files that have it."""
+    if bool(on) == bool(file.flags & abi.O_ASYNC):
+        return 0
+    if file.pollers is None:
+        raise SysError(errno.ENOTTY, "no SIGIO")
+    file.flags ^= abi.O_ASYNC
+    return 0

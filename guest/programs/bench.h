@@ -97,8 +97,12 @@ static inline long bench_calibrate(void (*body)(void *argument, long count), voi
 {
 	long count = 1;
 
-	while (bench_time(body, argument, count) < least || bench_time(body, argument, count) < least)
-		count *= 2;
+	for (int enough = 0; enough < 3; enough++) {
+		if (bench_time(body, argument, count) < least) {
+			count *= 2;
+			enough = -1;
+		}
+	}
 	return count;
 }
 

@@ -1,4 +1,5 @@
-/* What a handler finds on its stack and what it may change there: registers, flags, red zone, x87, SSE and AVX state, mask. */
+/* What a handler finds on its stack and what it may change there: registers, flags, the red zone, the x87, SSE and AVX
+ * state, the mask. */
 #define _GNU_SOURCE
 #include <cpuid.h>
 #include <signal.h>
@@ -27,8 +28,9 @@ asm(".text\n"
     "  mov $0xb1, %ebx; mov $0xb2, %ebp; mov $0x81, %r8d; mov $0x82, %r9d; mov $0xa1, %r10d; mov $0xc1, %r12d\n"
     "  mov $0xd1, %r13d; mov $0xe1, %r14d; mov $0xf1, %r15d\n"
     "  xor %eax, %eax; mov $234, %eax; std; stc; syscall\n"
-    "  mov %rax, out(%rip); mov %rbx, out+8(%rip); mov %rdx, out+16(%rip); mov %rdi, out+24(%rip); mov %rsi, out+32(%rip)\n"
-    "  mov %rbp, out+40(%rip); mov %r8, out+48(%rip); mov %r9, out+56(%rip); mov %r10, out+64(%rip)\n"
+    "  mov %rax, out(%rip); mov %rbx, out+8(%rip); mov %rdx, out+16(%rip); mov %rdi, out+24(%rip)\n"
+    "  mov %rsi, out+32(%rip); mov %rbp, out+40(%rip); mov %r8, out+48(%rip); mov %r9, out+56(%rip)\n"
+    "  mov %r10, out+64(%rip)\n"
     "  mov %r12, out+72(%rip); mov %r13, out+80(%rip); mov %r14, out+88(%rip); mov %r15, out+96(%rip)\n"
     "  mov -8(%rsp), %rax; mov %rax, out+104(%rip); mov -128(%rsp), %rax; mov %rax, out+112(%rip)\n"
     "  pushfq; popq out+120(%rip); cld\n"
@@ -52,8 +54,8 @@ static void spoil(void)
 {
 	unsigned mxcsr = 0x1f80 | 0x6000;
 	unsigned short control = 0x33f;
-	asm volatile("pcmpeqd %%xmm0, %%xmm0; pcmpeqd %%xmm7, %%xmm7; pcmpeqd %%xmm15, %%xmm15; ldmxcsr %0; fninit; fldpi; fldpi;"
-		     "fldcw %1" : : "m"(mxcsr), "m"(control) : "xmm0", "xmm7", "xmm15");
+	asm volatile("pcmpeqd %%xmm0, %%xmm0; pcmpeqd %%xmm7, %%xmm7; pcmpeqd %%xmm15, %%xmm15; ldmxcsr %0\n"
+		     "fninit; fldpi; fldpi; fldcw %1" : : "m"(mxcsr), "m"(control) : "xmm0", "xmm7", "xmm15");
 	if (have_avx)
 		asm volatile("vmovups %%ymm0, %%ymm1; vxorps %%ymm2, %%ymm2, %%ymm2; vmovaps %%ymm0, %%ymm14"
 			     : : : "xmm1", "xmm2", "xmm14");
@@ -105,8 +107,8 @@ static void show(const char *title)
 	printf("\n  flags %lx, rcx %d r11 %d\n", (long)(out[15] & 0x4d5), (int)found.rcx_is_rip, (int)found.r11_is_flags);
 	for (int n = 0; n < 16; n++)
 		good += !memcmp(vectors_in[n], vectors_out[n], wide);
-	printf("  vectors kept %d, xmm3 %lx, mxcsr %x, fcw %x, st0 %g\n", good, (long)vectors_out[3][0], mxcsr_out, control_out,
-	       x87_out);
+	printf("  vectors kept %d, xmm3 %lx, mxcsr %x, fcw %x, st0 %g\n", good, (long)vectors_out[3][0], mxcsr_out,
+	       control_out, x87_out);
 	syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &mask, 8L);
 	printf("  blocked %lx\n", (long)mask);
 }

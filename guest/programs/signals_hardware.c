@@ -45,10 +45,25 @@ static void sse(const char *name, unsigned unmask, float a, float b)
 	asm volatile("ldmxcsr %0" : : "m"(normal));
 }
 
+static void wild_stack(void)
+{
+	doing = "push to a non-canonical stack";
+	if (!sigsetjmp(back, 1)) {
+		asm volatile("mov %%rsp, %%rbx; movabs $0x8000000000000000, %%rax; mov %%rax, %%rsp; push %%rax; mov %%rbx, %%rsp"
+			     : : : "rax", "rbx", "memory");
+		printf("%s: nothing happened\n", doing);
+	}
+}
+
 int main(void)
 {
-	struct sigaction action = {.sa_sigaction = caught, .sa_flags = SA_SIGINFO};
+	static char stack[65536];
+	stack_t ss = {.ss_sp = stack, .ss_size = sizeof stack};
+	struct sigaction action = {.sa_sigaction = caught, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+	sigaltstack(&ss, NULL);
 	sigaction(SIGFPE, &action, NULL);
+	sigaction(SIGBUS, &action, NULL);
+	wild_stack();
 	x87("x87 invalid", 1, 0, 0);
 	x87("x87 divide", 4, 1, 0);
 	x87("x87 overflow", 8, 1e300, 1e-300);

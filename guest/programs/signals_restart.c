@@ -1,7 +1,7 @@
 /* Calls that a signal cuts short: which fail with EINTR, which go on, with and without SA_RESTART.
  *
- * A second thread signals the first one again and again until the call is over, or, where the call is to go on, some times
- * and then ends it. */
+ * A second thread signals the first one again and again until the call is over, or, where the call is to go on, some
+ * times and then ends it. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>

@@ -20,7 +20,7 @@ static void caught(int signo, siginfo_t *info, void *context)
 	unsigned mxcsr;
 	asm volatile("stmxcsr %0" : "=m"(mxcsr));
 	printf("%s: %s code %d addr %#lx trapno %lld, rip %s, mxcsr %#x\n", doing, sigabbrev_np(signo), info->si_code,
-	       info->si_code == 1 ? (long)info->si_addr : 0, info->si_code == 128 && regs[REG_TRAPNO] != 13 ? 0ll : regs[REG_TRAPNO],
+	       info->si_code == 1 ? (long)info->si_addr : 0, regs[REG_TRAPNO],
 	       (uint64_t)regs[REG_RIP] == good_rip ? "as it was" : "the bad one", mxcsr);
 	siglongjmp(back, 1);
 }

@@ -1,4 +1,5 @@
-"""python -m tests.bench [--json FILE] [--quick] [--only NAME...] [--with-qiling]: measure, and print a table.
+"""python -m tests.bench [--json FILE] [--quick] [--only NAME...] [--realtime] [--with-qiling]:
+measure, and print a table.
 
 The whole takes 10 minutes at most, --quick 2. Ends with status 0 also when a figure misses its requirement: figures of
 a busy host say little.
@@ -31,7 +32,13 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.with_qiling:
         ways.install_qiling()
     report = Report(host())
-    report.note("Values are the best run's, all ways by turns; percentiles and Python's share are medians of the runs.")
+    if options.realtime:
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # the children inherit it
+        except PermissionError:
+            sys.exit("--realtime needs root (or CAP_SYS_NICE)")
+        report.host["scheduling"] = "SCHED_RR"
+    report.note("Values are the best run's, all ways by turns; p50 and p99 are medians of the runs'.")
     found, missing = ways.available()
     for name, reason in missing.items():
         report.note(f"{name}: skipped: {reason}")
@@ -55,6 +62,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: 2 minutes at most")
     parser.add_argument(
         "--only", metavar="NAME", nargs="+", choices=FIGURES, default=list(FIGURES), help=", ".join(FIGURES)
+    )
+    parser.add_argument(
+        "--realtime", action="store_true", help="run ahead of all other processes (needs root): for a busy host"
     )
     parser.add_argument("--with-qiling", action="store_true", help=f"install Qiling into {ways.qiling_environment()}")
     return parser.parse_args(words)

@@ -6,7 +6,7 @@ it lets the same vCPU run on by itself: a loop of KVM_RUN and nothing else than 
 guest has made its next 65 calls. So both ways are measured on the same vCPU, thread, stub and program, every few
 milliseconds by turns, and what drifts on the host drifts for both.
 
-Prints on stderr, in us a call: `served` and `bare`, the best round's, and `share`, the median of all differences.
+Prints on stderr `served` and `bare`, the best round's, in us a call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from devices.table import TABLE
-from tests.bench.report import percentile
 from tests.harness import program
 from vmm.cpu import R11, RAX, RCX, RFLAGS, RIP
 from vmm.kvm.abi import KVM_RUN
@@ -92,8 +91,7 @@ def main() -> int:
         machine.close()
     if machine.status or machine.kernel.bugs:
         raise SystemExit("\n".join(machine.kernel.bugs) or f"bench_bare: status {machine.status}")
-    share = percentile([served - bare for served, bare in zip(rounds.served, rounds.bare, strict=True)], 50)
-    sys.stderr.write(f"served {min(rounds.served):.6g} us\nbare {min(rounds.bare):.6g} us\nshare {share:.6g} us\n")
+    sys.stderr.write(f"served {min(rounds.served):.6g} us\nbare {min(rounds.bare):.6g} us\n")
     return 0
 
 

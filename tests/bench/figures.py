@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tests.bench import startup
 from tests.bench.report import Limit, Row
 from tests.bench.session import Failed, Samples
+from tests.bench.ways import Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +21,18 @@ Rows = list[Row]
 HANDED = {"own": "the vCPU's thread", "loop": "an asyncio loop", "executor": "an executor"}
 NOT_QILING = ("qiling",)
 """Qiling serves no futexes, and its threads are not threads."""
+POPULATE = """
+import mmap, os, sys, time
+block, size = 2 << 20, int(sys.argv[2]) << 20
+memory = os.memfd_create("bench")
+os.ftruncate(memory, size)
+ram = mmap.mmap(memory, size)
+start = time.perf_counter()
+for at in range(0, size, block):
+    ram.madvise(23, at, block)
+print("first_touch", (time.perf_counter() - start) / (size >> 12) * 1e6, "us", file=sys.stderr)
+"""
+"""What guest RAM is made of, and how the monitor fills it. 23 is MADV_POPULATE_WRITE; arguments as bench_touch's."""
 MORE = ("threads", "kvm", "emulator")
 """tests/bench/bench_NAME.py."""
 MORE_TIMEOUT = 90.0
@@ -58,20 +71,35 @@ def bare(session: Session) -> Rows:
     samples = Samples()
     for _ in range(session.repetitions):
         samples.add("kvm", session.run([sys.executable, "-m", "tests.bench.bare"]))
+    share = samples.best("served")["kvm"] - samples.best("bare")["kvm"]
     return [
         single(samples, "served", "getppid(), served", "us"),
         single(samples, "bare", "getppid(), bare KVM_RUN round trip", "us"),
-        Row("getppid(), Python's share", "us", samples.median("share"), [Limit("kvm", 5)], samples.all("share")),
+        Row("getppid(), Python's share", "us", {"kvm": share}, [Limit("kvm", 5)]),
+    ]
+
+
+def beside(session: Session) -> Rows:
+    """(2) The trivial call while another thread makes calls too: locks, and the GIL."""
+    calls = "1000" if session.quick else "3000"
+    samples = session.sample("bench_percentiles", calls, "1", without=NOT_QILING)
+    return [
+        Row(f"getppid() beside a calling thread, {name}", "us", samples.median(name), (), samples.all(name))
+        for name in ("p50", "p99")
     ]
 
 
 def touch(session: Session) -> Rows:
-    """(3) Memory that is touched for the first time, and again."""
-    samples = session.sample("bench_touch", "64" if session.quick else "256", repetitions=2 if session.quick else 3)
+    """(3) Memory that is touched for the first time, and again. KVM's cannot cost less than the host's memory does."""
+    host = Way("memfd", [sys.executable, "-c", POPULATE])
+    samples = session.sample("bench_touch", "64" if session.quick else "256", more=[host])
+    first = single(
+        samples, "first_touch", "first touch of memory, a 4 KiB page", "us", Limit("kvm", 6, reference="memfd")
+    )
+    floor = {"native": first.values[host.name]} if host.name in first.values else {}
     return [
-        single(
-            samples, "first_touch", "first touch of memory, a 4 KiB page", "us", Limit("kvm", 6, reference="native")
-        ),
+        first,
+        Row("memfd on the host, MADV_POPULATE_WRITE, a page", "us", floor),
         single(samples, "second_touch", "second touch, a 4 KiB page", "us"),
     ]
 
@@ -172,6 +200,7 @@ FIGURES: dict[str, Callable[[Session], Rows]] = {
     "loop": loop,
     "getppid": getppid,
     "bare": bare,
+    "beside": beside,
     "handover": handover,
     "touch": touch,
     "pair": pair,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.bench.ways import Way
 
 LINE = re.compile(r"([a-z_0-9.]+) (\d[-+.e\d]*) (\w+)")
+EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Unavailable)\b")
 RUN_TIMEOUT = 40.0
 SLOW = 2
 
@@ -74,11 +75,11 @@ class Session:
     def accelerators(self) -> list[str]:
         return [way.name for way in self.ways if way.name in ACCELERATORS]
 
-    def sample(self, name: str, *arguments: str, without: Iterable[str] = (), repetitions: int = 0) -> Samples:
-        """Run guest/programs/NAME.c in every way but those `without`, by turns (Qiling starts slowly: SLOW turns)."""
+    def sample(self, name: str, *arguments: str, without: Iterable[str] = (), more: Iterable[Way] = ()) -> Samples:
+        """Run guest/programs/NAME.c by turns in every way but those `without`, and in `more`; in Qiling SLOW times."""
         samples = Samples()
-        ways = [way for way in self.ways if way.name not in without]
-        for turn in range(repetitions or self.repetitions):
+        ways = [*(way for way in self.ways if way.name not in without), *more]
+        for turn in range(self.repetitions):
             for way in list(ways):
                 if way.name == "qiling" and turn >= SLOW:
                     continue
@@ -116,10 +117,16 @@ class Session:
                 if child.poll() is None:
                     os.killpg(child.pid, signal.SIGKILL)
         if child.returncode:
-            lines = errors.decode(errors="replace").strip().splitlines()
-            raise Failed(f"status {child.returncode}: {lines[-1] if lines else 'it said nothing'}")
+            raise Failed(f"status {child.returncode}: {reason(errors.decode(errors='replace'))}")
         written: bytes = output if stream == "stdout" else errors
         return written.decode(errors="replace")
+
+
+def reason(errors: str) -> str:
+    """The line that tells most of what a command wrote on stderr: a traceback's exception, or else the last one."""
+    lines = [line for line in errors.splitlines() if line.strip()] or ["it said nothing"]
+    exceptions = [line for line in lines if EXCEPTION.match(line)]
+    return (exceptions or lines)[-1].strip()
 
 
 def parse(text: str) -> dict[str, float]:

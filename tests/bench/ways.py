@@ -54,7 +54,7 @@ def pyvmm(accelerator: str) -> Way:
 def runsc() -> Way:
     """gVisor on its ptrace platform (its kvm platform needs hardware virtualization). Raises Missing."""
     rootless = ["--rootless"] if os.geteuid() else []
-    before = [_installed("runsc"), "--platform=ptrace", "--network=none", *rootless, "do"]
+    before = [_installed("runsc"), "--platform=ptrace", "--network=none", "--ignore-cgroups", *rootless, "do"]
     return _checked(Way("runsc", before))
 
 

@@ -38,11 +38,12 @@ def assemble(source: str, address: int = CODE) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         out, linked, flat = (Path(folder) / name for name in ("a.o", "a.elf", "a.bin"))
         text = source.replace(";", "\n") + "\n"
-        for command in (
+        commands: tuple[list[str | Path], ...] = (
             ["as", "--64", "-o", out, "-"],
             ["ld", "-Ttext", hex(address), "-e", hex(address), "-o", linked, out],
             ["objcopy", "-O", "binary", "-j", ".text", linked, flat],
-        ):
+        )
+        for command in commands:
             done = subprocess.run(command, input=text, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
         return flat.read_bytes()

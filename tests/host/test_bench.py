@@ -13,7 +13,7 @@ from tests.bench.__main__ import arguments
 from tests.bench.figures import FIGURES, against, measure
 from tests.bench.report import MISS, PASS, UNCLEAR, Limit, Report, Row, number, percentile, table
 from tests.bench.session import Failed, Samples, Session, parse
-from tests.bench.startup import import_times, top
+from tests.bench.startup import import_times, least_of_each, top
 from tests.bench.ways import ORDER, Way, environment
 from tests.harness import GUEST
 
@@ -143,6 +143,11 @@ def test_import_times() -> None:
     found = import_times(text)
     assert found == {"encodings.utf_8": 120, "vmm.machine": 2500}
     assert top(found, 1) == "vmm.machine 2.5"
+    assert least_of_each([found, {"vmm.machine": 2000, "late": 7}]) == {
+        "encodings.utf_8": 120,
+        "vmm.machine": 2000,
+        "late": 7,
+    }
 
 
 def test_commands(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -167,6 +172,7 @@ def test_session_reads_a_programs_figures() -> None:
     ("command", "why"),
     [
         ("echo chatter >&2; echo because >&2; exit 3", "status 3: because"),
+        ("printf 'Traceback\\nKeyError: 5\\nplease report it\\n' >&2; exit 125", "status 125: KeyError: 5"),
         ("exit 3", "status 3: it said nothing"),
         ("echo nothing", "it printed no figures"),
     ],

@@ -39,10 +39,12 @@ from vmm.cpu import (
     RIP,
     RSI,
     RSP,
+    SS,
     SYSCALL,
     UD,
     USER_RFLAGS,
     CpuException,
+    InternalError,
     PageFault,
 )
 from vmm.layout import SYSTEM
@@ -191,6 +193,12 @@ EXCEPTIONS = {
     "nop; int $0x80": (GP, 0x80 * 8 + 2, 1),
     "nop; int $0xff": (GP, 0xFF * 8 + 2, 1),
     "movabs $0x8000000000000000, %rax; mov (%rax), %al": (GP, 0, 10),
+    "movabs $0x8000000000000000, %rsp; push %rax": (SS, 0, 10),
+    "movabs $0x800000000010, %rsp; call .": (SS, 0, 10),
+    "movabs $0x8000000000000000, %rbp; mov 8(%rbp), %al": (SS, 0, 10),
+    "movabs $0x8000000000000000, %rsp; mov %fs:(%rsp), %al": (GP, 0, 10),
+    "movabs $0x8000000000000000, %rsp; mov %rsp, %r12; mov (%r12), %al": (GP, 0, 13),
+    "movabs $0x8000000000000000, %rsp; hlt": (GP, 0, 10),
     "nop; mov $0x18, %eax; mov %eax, %ds": (GP, 0x18, 6),
     "nop; mov $0x33, %eax; mov %eax, %ss": (GP, 0x30, 6),
     "nop; mov $0xffff, %eax; mov %eax, %fs": (GP, 0xFFFC, 6),
@@ -322,9 +330,11 @@ def test_load_and_save(machine: Machine) -> None:
     state[RAX], state[RIP] = 60, CODE + 7
     state[RCX], state[R11] = state[RIP], state[RFLAGS]
     assert cpu.save() == state
-    for rip in (1 << 47, 2**63, 0xFFFF_7FFF_FFFF_FFFF):
+    for rip in (1 << 47, 2**63, 0xFFFF_7FFF_FFFF_FFFF, 2**64, -1):
         with pytest.raises(ValueError, match="canonical"):
             cpu.load([0] * 16 + [rip, 0])
+    with pytest.raises(OverflowError):
+        cpu.load([2**64] + [1] * 17)
     assert cpu.save() == state
     start(cpu, rip=0xFFFF_8000_0000_0000)
     found = cpu.run()
@@ -401,6 +411,22 @@ def test_address_space_is_switched(machine: Machine) -> None:
         cpu.set_address_space(space.root)
         assert cpu.run() is SYSCALL
         assert cpu.regs[RAX] == value
+
+
+def test_page_tables_that_lead_nowhere(machine: Machine) -> None:
+    """Only the monitor's own mistakes lead here; they are told with every register."""
+    cpu, space = machine.program("mov (%rdi), %rax; mov $1, %ebx; syscall", rdi=ABSENT)
+    space.table.map(ABSENT, machine.ram.size + 0x1000, 1, READ_WRITE)
+    cpu.serve = lambda: True
+    found = cpu.run()
+    assert isinstance(found, InternalError)
+    assert "memory" in found.reason
+    assert f"rdi {ABSENT:016x}" in found.dump
+    cpu, _ = machine.program("syscall")
+    cpu.set_address_space(machine.frames.allocate())
+    found = cpu.run()
+    assert isinstance(found, InternalError)
+    assert "lacks the monitor's half" in found.reason
 
 
 def test_without_an_address_space(machine: Machine) -> None:

@@ -53,6 +53,7 @@ pytestmark = pytest.mark.kvm
 SNIPPETS = {
     "call": "mov $39, %eax; syscall; mov %rax, %rbx; mov $1, %eax; syscall",
     "calls": "1: inc %rbx; syscall; jmp 1b",
+    "exceptions": "1: inc %rbx; ud2; jmp 1b",
     "kernel registers": "xor %eax, %eax; dec %eax; popfq; syscall",
     "spin": "1: pause; jmp 1b",
     "spin until told": "1: pause; cmpl $0, (%rbx); je 1b; syscall",
@@ -276,7 +277,8 @@ def test_reset_is_a_new_process(box: Box) -> None:
     cpu.kick()
     cpu.reset()
     assert cpu.save() == [0] * 17 + [FIXED_RFLAGS]
-    assert (cpu.fs_base, cpu.gs_base, cpu.serve) == (0, 0, None)
+    assert (cpu.fs_base, cpu.gs_base) == (0, 0)
+    assert cpu.serve is None
     space.put(CODE, codes()["initial fpu"].text)
     start(cpu, rbx=DATA)
     assert cpu.run() is SYSCALL
@@ -444,9 +446,10 @@ def test_a_signal_that_is_no_kick_is_not_seen(box: Box) -> None:
     assert thread.end() == ("Syscall",)
 
 
-def test_no_kick_is_lost(box: Box) -> None:
-    """Against a program that makes calls without end, so that kicks hit every place of run() and of the stub."""
-    rounds = 1000
+@pytest.mark.parametrize("name", ["calls", "exceptions"])
+def test_no_kick_is_lost(box: Box, name: str) -> None:
+    """Against a program that leaves the guest without end: kicks hit every place of run(), stub and exception entry."""
+    rounds = 500
     answered = 0
     stop = False
     ready = threading.Event()
@@ -454,22 +457,27 @@ def test_no_kick_is_lost(box: Box) -> None:
 
     def body() -> int:
         nonlocal answered
-        cpu, _ = box.program(codes()["calls"])
+        cpu, _ = box.program(codes()[name])
         cpus.append(cpu)
         ready.set()
-        calls = 0
+        exits = 0
         while not stop:
             exit = cpu.run()
+            state = cpu.save()
+            assert CODE <= state[RIP] < CODE + 16
             if exit is INTERRUPTED:
-                state = cpu.save()
-                assert CODE <= state[RIP] < CODE + 16
-                assert state[RBX] in (calls, calls + 1)
+                assert state[RBX] in (exits, exits + 1)
                 answered += 1
-            else:
+                continue
+            exits += 1
+            assert state[RBX] == exits
+            if name == "calls":
                 assert exit is SYSCALL
-                calls += 1
-                assert cpu.regs[RBX] == calls
-        return calls
+            else:
+                assert told(exit) == ("CpuException", UD, 0)
+                state[RIP] += 2
+                cpu.load(state)
+        return exits
 
     thread = Thread(body)
     assert ready.wait(60)
@@ -496,7 +504,7 @@ def test_kick_inside_the_stub_waits_for_its_exit(box: Box, offset: int) -> None:
     elif offset == 0:
         assert told(exit) == ("PageFault", DOORBELL, 6)
     else:
-        assert told(exit)[0] == "CpuException"
+        assert told(exit) == ("PageFault", STUB + offset, 0x14)
     start(cpu)
     assert cpu.run() is INTERRUPTED
     assert cpu.run() is SYSCALL

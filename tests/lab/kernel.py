@@ -6,7 +6,6 @@ bzImage header, xen/include/public/elfnote.h for the PVH entry note.
 
 from __future__ import annotations
 
-import gzip
 import lzma
 import os
 import re
@@ -137,14 +136,20 @@ def decompress(data: bytes) -> bytes:
 
     Bytes after the end of the compressed stream are ignored, as in a bzImage. Raises LabError for a damaged stream.
     """
+    stream: lzma.LZMADecompressor | zlib._Decompress
+    if data.startswith(XZ_MAGIC):
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    elif data.startswith(GZIP_MAGIC):
+        stream = zlib.decompressobj(wbits=31)
+    else:
+        return _unzstd(data) if data.startswith(ZSTD_MAGIC) else data
     try:
-        if data.startswith(XZ_MAGIC):
-            return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(data)
-        if data.startswith(GZIP_MAGIC):
-            return zlib.decompressobj(wbits=31).decompress(data)
-    except (lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise LabError(f"a damaged compressed kernel or module: {error}") from None
-    return _unzstd(data) if data.startswith(ZSTD_MAGIC) else data
+        result = stream.decompress(data)
+    except (lzma.LZMAError, zlib.error) as error:
+        raise LabError(f"a damaged kernel or module: {error}") from None
+    if not stream.eof:
+        raise LabError("a damaged kernel or module: its compressed data end too early")
+    return result
 
 
 def _unzstd(data: bytes) -> bytes:
@@ -153,7 +158,7 @@ def _unzstd(data: bytes) -> bytes:
         raise LabError("this kernel is compressed with zstd: apt-get install zstd")
     result = subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=False)
     if result.returncode:
-        raise LabError(f"a damaged compressed kernel or module: {result.stderr.decode(errors='replace').strip()}")
+        raise LabError(f"a damaged kernel or module: {result.stderr.decode(errors='replace').strip()}")
     return result.stdout
 
 

@@ -17,9 +17,10 @@ from tests.lab.errors import LabError
 MARKERS = "kvm and not slow"
 PATHS = ("tests",)
 
+# -v: should the lab itself die, the last name is that of the test that was running.
 # -x: one failure is enough to know, and the rest would take its time. The per-test limits of pyproject.toml are for
 # the host. No cache: the checkout is read-only in the lab.
-PYTEST_ARGUMENTS = ("-q", "-x", "-p", "no:cacheprovider", "--timeout=300", "-o", "faulthandler_timeout=240")
+PYTEST_ARGUMENTS = ("-v", "-x", "-p", "no:cacheprovider", "--timeout=300", "-o", "faulthandler_timeout=240")
 
 PACKAGES = ("vmm", "devices", "guest", "images", "tests")
 

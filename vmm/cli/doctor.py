@@ -17,7 +17,7 @@ OK, NOTE, MISSING = "ok", "note", "missing"
 CALLS = 2000
 MEASURED_RAM = 16 << 20
 WANTED_FEATURES = ("sse4_2", "popcnt", "aes", "avx", "avx2", "avx512f", "fsgsbase", "rdrand", "rdtscp", "constant_tsc")
-INSTALL_UNICORN = "pip install 'unicorn>=2.1.3,<3' (it comes with pyvmm's own installation)"
+INSTALL_UNICORN = "pip install 'unicorn>=2.1.4,<2.2' (it comes with pyvmm's own installation)"
 
 
 class Finding(NamedTuple):
@@ -174,7 +174,7 @@ def limits() -> Iterator[Finding]:
     yield Finding(
         "limits",
         NOTE if few else OK,
-        f"open files (RLIMIT_NOFILE): {files}; each vCPU needs two",
+        f"open files (RLIMIT_NOFILE): {files}; each vCPU needs one",
         f"raise it with `ulimit -n {hard}`" if few else "",
     )
     with open("/proc/meminfo", encoding="utf-8") as meminfo:

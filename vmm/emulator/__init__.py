@@ -1,12 +1,23 @@
 """The machine's CPUs without KVM: Unicorn (QEMU's translator as a library) runs guest code, for any number of CPUs by
 turns, with the same page tables in the same guest RAM.
 
-abi.py mirrors its C API, unicorn.py is one engine, ring3.py brings it up, engine.py runs CPUs in it and stops them,
-turns.py says whose turn it is, cpu.py is vmm/cpu.py's Cpu, fpu.py its x87 and SSE state.
+abi.py      Unicorn's C API; unicorn.py is one engine of it
+ring3.py    brings an engine up; calibrate.py finds out what Unicorn does not tell of it
+engine.py   runs CPUs in it and stops them; turns.py says whose turn it is
+hooks.py    what Unicorn calls while guest code runs; exits.py makes a vmm.cpu.Exit of what it has left
+cpu.py      vmm/cpu.py's Cpu; fpu.py is its x87 and SSE state
+decode.py   a little of the instruction format; code_pages.py and tables.py are about guest memory
 
-What differs from hardware, and a program may notice: there is no AVX, and CPUID says so; 32-bit code segments do not
-exist; RCX and R11 keep their values over SYSCALL; INS in ring 3 has cleared its destination when it faults; the RIP of
-a prefixed INT n that faults is that of the instruction without its prefixes.
+What differs from hardware, and a program may notice:
+
+* There is no AVX, and CPUID says so; an AVX instruction is #UD. 32-bit code segments do not exist.
+* Floating-point exceptions are never raised but the x87's for a division by zero, and most of their flags are not set;
+  an unaligned access is none with the AC flag set either.
+* A read-modify-write of a page that is not there faults as a read first. INS in ring 3 has cleared its destination
+  when it faults. RCX and R11 keep their values over SYSCALL.
+* The RIP of an INT n that faults is that of the instruction without its prefixes.
+
+Its time-stamp counter is the host's, RDTSC and all.
 
 Unicorn is GPL-2.0. It is neither part of pyvmm nor linked with it; it is loaded when it is asked for.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from typing import TYPE_CHECKING
 
 from vmm.cpu import (
@@ -35,14 +36,14 @@ _CR2 = 18
 _TF = 1 << 8
 _AT_GATE = (ring3.GATE, ring3.GATE_JUMP)
 _MAXIMUM_IDLE = 1000
-"""So often in a row an engine may stop at one instruction for no reason before that counts as an error."""
+"""So often in a row an engine may stop, nobody having asked for it, before that counts as an error."""
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3, *range(0x40, 0x50)))
 _ONE_REGISTER = ctypes.c_int * 1
 
-# What `regs` holds, by `state`. ON_CALL: the seven registers of a system call; RAX is to be written
-ALL = 1  # all, as the engine has them unless somebody changed them here (`_seen`)
+ALL = 1
+"""EmulatorCpu.state, beside ON_CALL: `regs` holds all, as the engine has them unless changed here (`_seen`)."""
 CALL_ORDER = (0, 5, 4, 3, 10, 8, 9)
-"""Indices of RAX, RDI, RSI, RDX, R10, R8, R9 in `regs`: the order of engine.CALL_REGISTERS."""
+"""Indices of RAX, RDI, RSI, RDX, R10, R8, R9 in `regs`: the order of hooks.CALL_REGISTERS."""
 
 
 class EmulatorCpu(Contender):
@@ -51,6 +52,7 @@ class EmulatorCpu(Contender):
     __slots__ = (
         "_accelerator",
         "_array",
+        "_closed",
         "_engine",
         "_exception",
         "_fault",
@@ -98,6 +100,7 @@ class EmulatorCpu(Contender):
         self._exception = CpuException()
         self.root = 0
         self.stepping = False
+        self._closed = False
         self.context = engine.unicorn.new_context()
         self.reset()
 
@@ -106,13 +109,15 @@ class EmulatorCpu(Contender):
     def run(self) -> Exit:
         if not self.root:
             raise RuntimeError("the CPU has no address space")
-        turns = self._engine.turns
+        engine = self._engine
+        turns = engine.turns
         if self.kicked or not turns.take(self):
             return self._interrupted()
         try:
-            idle, at = 0, -1
+            idle = 0
             while True:
-                found = self._engine.execute(self)
+                stops = engine.stops
+                found = engine.execute(self)
                 if found is not None:
                     if self.stepping:
                         self._end_stepping()
@@ -121,9 +126,9 @@ class EmulatorCpu(Contender):
                     return self._interrupted()
                 if self.stepping:
                     continue
-                idle, at = (idle + 1, at) if self.rip == at else (0, self.rip)
+                idle = idle + 1 if engine.stops == stops else 0
                 if idle > _MAXIMUM_IDLE:
-                    return InternalError("the emulator makes no progress", self.dump())
+                    return InternalError("the emulator stops without a reason", self.dump())
                 if turns.give_way and not turns.over(self):
                     return self._interrupted()
         finally:
@@ -131,10 +136,10 @@ class EmulatorCpu(Contender):
 
     def _interrupted(self) -> Exit:
         self.kicked = False
-        if self.state == ON_CALL:
-            self.load(self.save())
-        elif self.stepping:
+        if self.stepping:
             self._end_stepping()
+        elif self.state == ON_CALL:
+            self.load(self.save())
         return INTERRUPTED
 
     def save(self) -> list[int]:
@@ -156,9 +161,9 @@ class EmulatorCpu(Contender):
             raise RuntimeError("the CPU runs")
         if (state[RIP] >> 47) not in (0, 0x1FFFF):
             raise ValueError(f"RIP {state[RIP]:#x} is not canonical")
-        for number, value in enumerate(state):
-            self.regs[number] = value
-        self.regs[RFLAGS] = state[RFLAGS] & USER_RFLAGS | FIXED_RFLAGS
+        values = array("Q", state)
+        values[RFLAGS] = values[RFLAGS] & USER_RFLAGS | FIXED_RFLAGS
+        self.regs[:] = memoryview(values)
         self.overwrite()
 
     @property
@@ -200,7 +205,9 @@ class EmulatorCpu(Contender):
             self._engine.turns.wake(self)
 
     def close(self) -> None:
-        self._accelerator.forget(self)
+        if not self._closed:
+            self._closed = True
+            self._accelerator.forget(self)
 
     # For the engine
 
@@ -250,6 +257,8 @@ class EmulatorCpu(Contender):
             self._end_stepping()
 
     def _end_stepping(self) -> None:
+        if self.state == ON_CALL:
+            self.load(self.save())
         self.stepping = False
         self.regs[RFLAGS] &= ~_TF
 

@@ -57,6 +57,8 @@ class Engine:
         """Whose code runs now, or whose system call is being served."""
         self.wanted = False
         """Somebody waits for the gate in `exclusive`."""
+        self.stops = 0
+        """How often somebody wished that the code which runs should stop."""
         self.gate = Lock()
         self._priority = RLock()
         self._depth = 0
@@ -64,11 +66,11 @@ class Engine:
         self._alive = RLock()
         self._loaded: EmulatorCpu | None = None
         self._cr3 = self._cached = ring3.ROOT  # the register; the page tables whose translations are kept
+        self._pages = ring3.Pages(ram.size)
         self.unicorn = Unicorn(abi.load())
         self._handle = self.unicorn.handle
         library = self.unicorn.library
         self._start, self._stop = library.emu_start, library.emu_stop
-        self._pages = ring3.Pages(ram.size)
         self._code_pages = CodePages(self.unicorn)
         self.template = self.unicorn.new_context()
         self._exits: Exits | None = None
@@ -165,6 +167,7 @@ class Engine:
     def stop(self) -> None:
         """Make guest code that runs come to a halt, soon. Write down why before."""
         with self._alive:
+            self.stops += 1
             if self._handle:
                 # Twice: the engine clears its flag and then looks at the request without a fence between, so a store
                 # of the first call may be overwritten; what the second finds is the request in place.

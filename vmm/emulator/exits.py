@@ -5,7 +5,7 @@ which the program does not see):
 
 * a fault at fetching code: Unicorn translates a run of instructions before it carries out the first of them, and
   reports a fault at the next page with the RIP of the run's beginning;
-* an AVX instruction in a run (vex.py): what is before it has to be done before it faults.
+* an AVX instruction in a run (decode.py): what is before it has to be done before it faults.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from vmm.cpu import BP, DB, GP, OF, PF, PF_FETCH, SYSCALL, UD, Exit, InternalError
-from vmm.emulator import abi
+from vmm.cpu import BP, DB, GP, OF, PF, PF_FETCH, RBP, RSP, SS, SYSCALL, UD, Exit, InternalError
+from vmm.emulator import abi, decode, ring3
 from vmm.emulator.hooks import ALL_REGISTERS
 
 if TYPE_CHECKING:
     from vmm.emulator.calibrate import Offsets
     from vmm.emulator.cpu import EmulatorCpu
     from vmm.emulator.engine import Engine
+
+_U64 = (1 << 64) - 1
 
 
 class Exits:
@@ -44,10 +46,9 @@ class Exits:
     def outcome(self, cpu: EmulatorCpu, code: int) -> Exit | None:
         """Why the run of `cpu` ended, `uc_emu_start` having returned `code`; None if it was only stopped."""
         hooks = self._hooks
-        if hooks.called:
-            hooks.called = False
-            rip = self._engine.unicorn.read(abi.REG_RIP)
-            cpu.after_call(rip)
+        called, hooks.called = hooks.called, False
+        if called and not code:
+            cpu.after_call(self._engine.unicorn.read(abi.REG_RIP))
             return SYSCALL
         refused, hooks.refused = hooks.refused, False
         if refused:
@@ -86,6 +87,8 @@ class Exits:
         if vector == DB and cpu.stepping:
             cpu.stepped()
             return None
+        if vector == GP and not error and self._is_stack_fault(cpu):
+            return cpu.exception(SS, 0)
         return cpu.exception(vector, error)
 
     def _clear_previous(self) -> None:
@@ -98,17 +101,28 @@ class Exits:
 
     def _page_fault(self, cpu: EmulatorCpu, error: int) -> Exit | None:
         address = cpu.fault_address
-        if error & PF_FETCH and address != cpu.rip and not cpu.stepping:
+        if error & PF_FETCH and address not in (cpu.rip, ring3.GATE) and not cpu.stepping:
             cpu.step(address)
             return None
         return cpu.page_fault(error)
 
     def _foreign(self, cpu: EmulatorCpu, address: int) -> Exit | None:
-        self._engine.drop_code(self._engine.tables.translate(cpu.root, cpu.rip))
+        physical = self._engine.tables.translate(cpu.root, cpu.rip)
+        if physical < 0:
+            return None  # the page tables were changed meanwhile
+        self._engine.drop_code(physical)
         if address == cpu.rip:
             return cpu.exception(UD, 0)
         cpu.step(address + 1)
         return None
+
+    def _is_stack_fault(self, cpu: EmulatorCpu) -> bool:
+        """Was it an access by RSP or RBP to an address that is not canonical?"""
+        base = decode.stack_base(self._engine.tables.read(cpu.root, cpu.rip, 15))
+        if base < 0:
+            return False
+        address = cpu.regs[RSP] if base == 4 else cpu.regs[RBP]
+        return any(at >> 47 not in (0, 0x1FFFF) for at in (address, address - 8 & _U64))
 
     def _undefined(self, cpu: EmulatorCpu) -> Exit:
         """#UD, and two instructions that Unicorn lacks and a CPU has."""

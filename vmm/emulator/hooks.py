@@ -10,7 +10,7 @@ import ctypes
 import struct
 from typing import TYPE_CHECKING, Any
 
-from vmm.emulator import abi, ring3, vex
+from vmm.emulator import abi, decode, ring3
 from vmm.layout import TASK_SIZE
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Hooks:
         def on_enter(_handle: int, _data: int) -> None:
             running = engine.running
             if running is None or running.kicked or turns.give_way or engine.wanted:
+                engine.stops += 1
                 stop(handle)
 
         return on_enter
@@ -146,7 +147,7 @@ class Hooks:
             engine.code_at(physical)
             code = tables.read(cpu.root, start, size, physical)
             if b"\xc5" in code or b"\xc4" in code:
-                at = vex.find(code)
+                at = decode.find_avx(code)
                 if at >= 0:
                     self.foreign = start + at
                     self._library.emu_stop(self._handle)

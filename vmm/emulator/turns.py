@@ -39,7 +39,7 @@ class Contender:
 class Turns:
     """A turn is held while a CPU runs. `stop` makes the one that holds it come back (any thread, must not block)."""
 
-    __slots__ = ("_lead", "_lock", "_owner", "_queue", "_stop", "give_way")
+    __slots__ = ("_floor", "_lead", "_lock", "_owner", "_queue", "_stop", "give_way")
 
     def __init__(self, slice_seconds: float, stop: Callable[[], None]) -> None:
         self.give_way = False
@@ -50,14 +50,19 @@ class Turns:
         self._lock = RLock()
         self._owner: Contender | None = None
         self._queue: list[Contender] = []
+        self._floor = 0.0
+        """What all who take part have used at least; who comes is placed by it, and it never falls."""
 
     def take(self, cpu: Contender) -> bool:
         """Wait for the turn; False when `cpu` was kicked before it came."""
         with self._lock:
-            if self._owner is None:
+            owner = self._owner
+            if owner is None:
+                self._admit(cpu)
                 self._grant(cpu)
                 return True
-            self._account(self._owner)
+            self._account(owner)
+            self._floor = max(self._floor, min([owner._used, *(other._used for other in self._queue)]))
             self._admit(cpu)
             self._enqueue(cpu)
         try:
@@ -107,9 +112,7 @@ class Turns:
 
     def _admit(self, cpu: Contender) -> None:
         """Who was away is neither owed the time that others had meanwhile nor kept waiting for what it had before."""
-        assert self._owner is not None
-        least = min([self._owner._used, *(other._used for other in self._queue)])
-        cpu._used = min(max(cpu._used, least - self._lead), least + self._lead)
+        cpu._used = min(max(cpu._used, self._floor - self._lead), self._floor + self._lead)
 
     def _grant(self, cpu: Contender) -> None:
         self._owner = cpu
@@ -152,10 +155,7 @@ class Turns:
 
     def _wait(self, cpu: Contender) -> bool:
         """Until the turn has come (True) or a kick (False). Called without the lock."""
-        with self._lock:
-            timeout = self._plan(cpu) if cpu._waiting else 0.0
         while True:
-            cpu._wake.acquire(True, timeout)
             with self._lock:
                 if not cpu._waiting:
                     return True
@@ -168,6 +168,7 @@ class Turns:
                     timeout = _AGAIN
                 else:
                     timeout = self._plan(cpu)
+            cpu._wake.acquire(True, timeout)
 
     def _leave(self, cpu: Contender) -> None:
         self._queue.remove(cpu)

@@ -229,6 +229,13 @@ class kvm_enable_cap(Structure):
     _fields_ = (("cap", u32), ("flags", u32), ("args", u64 * 4), ("pad", u8 * 64))
 
 
+@_size(24)
+class kvm_device_attr(Structure):
+    """`addr` is the address of the attribute's value."""
+
+    _fields_ = (("flags", u32), ("group", u32), ("attr", u64), ("addr", u64))
+
+
 # ioctl numbers (include/uapi/asm-generic/ioctl.h)
 
 _KVMIO = 0xAE
@@ -271,6 +278,7 @@ KVM_GET_TSC_KHZ = _io_(0xA3)  # KVM_CAP_GET_TSC_KHZ
 KVM_GET_XSAVE = _ior(0xA4, kvm_xsave)  # KVM_CAP_XSAVE
 KVM_SET_XSAVE = _iow(0xA5, kvm_xsave)  # KVM_CAP_XSAVE
 KVM_SET_XCRS = _iow(0xA7, kvm_xcrs)  # KVM_CAP_XCRS
+KVM_SET_DEVICE_ATTR = _iow(0xE1, kvm_device_attr)  # KVM_CAP_VCPU_ATTRIBUTES
 
 # Capabilities
 KVM_CAP_USER_MEMORY = 3
@@ -305,6 +313,10 @@ KVM_INTERNAL_ERROR_EMULATION = 1
 KVM_INTERNAL_ERROR_SIMUL_EX = 2
 KVM_INTERNAL_ERROR_DELIVERY_EV = 3
 KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON = 4
+
+# Attributes of a vCPU: group, attribute
+KVM_VCPU_TSC_CTRL = 0
+KVM_VCPU_TSC_OFFSET = 0
 
 KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0
 

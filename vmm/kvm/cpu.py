@@ -30,6 +30,7 @@ from vmm.cpu import (
     GP,
     INTERRUPTED,
     PF,
+    PF_FETCH,
     PF_USER,
     PF_WRITE,
     R11,
@@ -49,11 +50,11 @@ from vmm.cpu import (
 from vmm.kvm import abi
 from vmm.kvm.abi import KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_RUN, offsetof
 from vmm.kvm.insn import interrupt_number
-from vmm.kvm.kick import kicker
+from vmm.kvm.kick import kicker, me
 from vmm.kvm.segments import FRAME, USER_CS
 from vmm.kvm.state import CR2, LOWER_HALF, REGS_DIRTY, SREGS_DIRTY, Vcpu
 from vmm.kvm.stub import vector_of
-from vmm.layout import DOORBELL, PAGE_SIZE, SYSTEM_CPUS
+from vmm.layout import DOORBELL, PAGE_SIZE, STUB, SYSTEM_CPUS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,8 +82,8 @@ class KvmCpu(Vcpu):
     guest-physical address of the doorbell's page; home: takes the CPU back when it is closed.
     """
 
-    __slots__ = ("_doorbell", "_exception", "_fault", "_head", "_home", "_interrupt", "_kicked", "_lock", "_ram",
-                 "serve")  # fmt: skip
+    __slots__ = ("_doorbell", "_exception", "_fault", "_head", "_home", "_interrupt", "_kicked", "_lock",
+                 "_owner", "_ram", "serve")  # fmt: skip
 
     ring = 3
     """In which ring the stub runs."""
@@ -104,6 +105,8 @@ class KvmCpu(Vcpu):
         self._kicked = False
         self._interrupt: Callable[[], object] | None = None
         """Sends the signal to the CPU's thread; None while the CPU is closed."""
+        self._owner: object = None
+        """The thread for which _interrupt was made."""
         self.serve: Callable[[], bool] | None = None
         self._prepare()
         self.reset()
@@ -158,6 +161,8 @@ class KvmCpu(Vcpu):
             fault.address = self._words[CR2]
             fault.error = error
             return fault
+        if STUB <= rip < STUB + PAGE_SIZE:
+            return self._stub_fault(rip)
         if vector == UD:
             return self._undefined(rip)
         return self._exception_of(vector, error)
@@ -168,19 +173,23 @@ class KvmCpu(Vcpu):
         exception.error = error
         return exception
 
+    def _stub_fault(self, rip: int) -> PageFault:
+        """The program jumped into the middle of the stub. For a program there is nothing at that address."""
+        self._fault.address = rip
+        self._fault.error = PF_USER | PF_FETCH
+        return self._fault
+
     def _undefined(self, rip: int) -> Exit:
         return self._exception_of(UD, 0)
 
     def _bad_return(self) -> Exit:
-        """A system call that would return to no address of the program: its code has jumped into the stub.
-
-        It is told what SYSRET tells, #GP, at the stub."""
+        """A system call that would return to no address of the program: its code has jumped into the stub."""
         self.regs[RIP] = self._lstar
         self.regs[RFLAGS] = self.regs[R11] & USER_RFLAGS | FIXED_RFLAGS
         if self._ring() != 3:
             self._to_ring3()
         self._dirty[0] |= REGS_DIRTY
-        return self._exception_of(GP, 0)
+        return self._stub_fault(self._lstar)
 
     def _doorbell_exit(self) -> Exit:
         mmio = self._page.exit.mmio
@@ -206,8 +215,8 @@ class KvmCpu(Vcpu):
         for _ in range(_SETTLE_LIMIT):
             try:
                 ioctl(self._fd, KVM_RUN, 0)
-            except InterruptedError:
-                settled = True
+            except OSError as error:
+                settled = error.errno == errno.EINTR
                 break
         with self._lock:
             self._bytes[_IMMEDIATE_EXIT] = self._kicked
@@ -271,7 +280,9 @@ class KvmCpu(Vcpu):
         """The state of a new process; see vmm.cpu.Cpu. The address space stays. The caller's thread is the CPU's."""
         self._restart()
         self.serve = None
-        interrupt = kicker()
+        owner, interrupt = me(), self._interrupt
+        if owner != self._owner or interrupt is None:
+            self._owner, interrupt = owner, kicker()
         with self._lock:
             self._interrupt = interrupt
             self._kicked = False

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 _SYS_TGKILL = 234
 
 
+def me() -> object:
+    """Whom a kick is to reach: the job of vmm.threads that the calling thread runs, else the thread, by its id."""
+    return current_job() or get_native_id()
+
+
 def kicker() -> Callable[[], object]:
-    """A function that interrupts the system call that the calling thread will then be in; any thread may call it.
+    """A function that interrupts the system call that `me()` will then be in; any thread may call it.
 
     A thread of vmm.threads is interrupted while its job lives, another one while it exists."""
     job = current_job()

@@ -22,7 +22,7 @@ from vmm.kvm import abi
 from vmm.kvm.cpuid import CpuidTable
 from vmm.kvm.segments import CR4, CR4_FSGSBASE, CR4_OSXSAVE, SYSCALL_MASK, enter_ring3
 from vmm.kvm.segments import STAR as STAR_VALUE
-from vmm.kvm.state import set_msrs, set_xcr0
+from vmm.kvm.state import set_msrs, set_xcr0, use_host_tsc
 from vmm.kvm.stub import Stub, load
 from vmm.kvm.system import KvmUnavailable, System
 from vmm.layout import DOORBELL, PAGE_SIZE, STUB, SYSTEM_CPUS
@@ -50,7 +50,9 @@ class Host(NamedTuple):
     features_ecx: int
     """...ECX as a program sees them."""
     tsc_khz: int
-    """Frequency of the guest's time-stamp counter; 0 when KVM does not tell."""
+    """Frequency of the guest's time-stamp counter; 0 when KVM does not tell or the host does not trust its own."""
+    host_tsc: bool
+    """The guest's time-stamp counter is the host's, without an offset."""
     mxcsr_mask: int
     """Bits of MXCSR that may be set."""
 
@@ -125,8 +127,19 @@ def _ask(system: System, vcpu: int, stub: Stub) -> Host:
     xsave = bytearray(4096)
     ioctl(vcpu, abi.KVM_GET_XSAVE, xsave, True)
     mxcsr_mask = struct.unpack_from("<I", xsave, 28)[0] or 0xFFBF  # SDM volume 1, 11.6.6
-    khz = ioctl(vcpu, abi.KVM_GET_TSC_KHZ, 0) if system.check_extension(abi.KVM_CAP_GET_TSC_KHZ) else 0
-    return Host(stub, cpuid, ring, cr4, xcr0, features, features_ecx, khz, mxcsr_mask)
+    khz = 0
+    if system.check_extension(abi.KVM_CAP_GET_TSC_KHZ) and _host_trusts_tsc():
+        khz = ioctl(vcpu, abi.KVM_GET_TSC_KHZ, 0)
+    return Host(stub, cpuid, ring, cr4, xcr0, features, features_ecx, khz, use_host_tsc(vcpu), mxcsr_mask)
+
+
+def _host_trusts_tsc() -> bool:
+    """Is the host's clock the time-stamp counter? Else the counters of its CPUs may differ, or stop."""
+    try:
+        with open("/sys/devices/system/clocksource/clocksource0/current_clocksource", encoding="ascii") as file:
+            return file.read().strip() == "tsc"
+    except OSError:
+        return False
 
 
 def _set_cr4(vcpu: int, sregs: abi.kvm_sregs, bit: int) -> bool:

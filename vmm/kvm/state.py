@@ -7,6 +7,7 @@ than 0.2 us, KVM_GET_SREGS on those that need them 5 us, on the software KVM whe
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import struct
@@ -72,6 +73,19 @@ def set_xcr0(vcpu: int, value: int) -> None:
     ioctl(vcpu, abi.KVM_SET_XCRS, xcrs)
 
 
+def use_host_tsc(vcpu: int) -> bool:
+    """Let the vCPU's time-stamp counter be the host's own; False where KVM cannot (Linux before 5.16)."""
+    offset = ctypes.c_uint64(0)
+    attribute = abi.kvm_device_attr(
+        group=abi.KVM_VCPU_TSC_CTRL, attr=abi.KVM_VCPU_TSC_OFFSET, addr=ctypes.addressof(offset)
+    )
+    try:
+        ioctl(vcpu, abi.KVM_SET_DEVICE_ATTR, attribute)
+    except OSError:
+        return False
+    return True
+
+
 class Vcpu:
     """The descriptor, its shared page, and all state but the running of it.
 
@@ -118,6 +132,8 @@ class Vcpu:
         values = ((abi.MSR_STAR, STAR), (abi.MSR_LSTAR, self._lstar), (abi.MSR_SYSCALL_MASK, SYSCALL_MASK))
         if set_msrs(self._fd, values) != len(values):
             raise OSError("KVM_SET_MSRS refused a SYSCALL register")
+        if self._host.host_tsc and not use_host_tsc(self._fd):
+            raise OSError("KVM refused KVM_VCPU_TSC_OFFSET")
         # RDTSCP and RDPID show it. KVM refuses it where they do not exist; software KVM takes it to no effect.
         set_msrs(self._fd, ((abi.MSR_TSC_AUX, self.index),))
 

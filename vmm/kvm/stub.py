@@ -50,13 +50,13 @@ def load() -> Stub:
     (_, at, size, exceptions, exceptions_size, exception_size, probe, probe_size,
      doorbell_entry, doorbell_address, doorbell_return, port_entry, port_return,
      syscall_port, exception_port) = _HEADER.unpack_from(data)  # fmt: skip
+    places = ((at, size), (exceptions, exceptions_size), (probe, probe_size))
+    if any(start + length > len(data) or length > PAGE_SIZE for start, length in places) or size < doorbell_address + 8:
+        raise ValueError("stub.bin is cut short, or a part of it is larger than a page")
     page = bytearray(data[at : at + size])
     struct.pack_into("<Q", page, doorbell_address, DOORBELL)
-    parts = (bytes(page), data[exceptions : exceptions + exceptions_size], data[probe : probe + probe_size])
-    if any(len(part) > PAGE_SIZE for part in parts) or (len(parts[1]), len(parts[2])) != (exceptions_size, probe_size):
-        raise ValueError("stub.bin is cut short, or a part of it is larger than a page")
     return Stub(
-        parts[0], parts[1], exception_size, parts[2],
+        bytes(page), data[exceptions : exceptions + exceptions_size], exception_size, data[probe : probe + probe_size],
         STUB + doorbell_entry, STUB + doorbell_return, STUB + port_entry, STUB + port_return,
         syscall_port, exception_port,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vmm.layout import LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from vmm.memory.physical import GuestRam
 
@@ -27,6 +27,7 @@ BLOCK_FRAMES = LARGE_SIZE // PAGE_SIZE
 BLOCK_SHIFT = 9
 _FULL = (1 << BLOCK_FRAMES) - 1
 _ONES = memoryview(array("I", [1]) * BLOCK_FRAMES)
+_TWOS = memoryview(array("I", [2]) * BLOCK_FRAMES)
 _ZEROS = memoryview(array("I", [0]) * BLOCK_FRAMES)
 _TRIES = 8
 """Partly used blocks that are searched for a run before a whole block is broken."""
@@ -43,9 +44,10 @@ class Frames:
     """The allocator of `ram`. Addresses are guest-physical and page-aligned; frame 0 is never given out.
 
     `counts[n]` is the reference count of frame n (address >> 12), to be read only; `free` and `total` count frames.
+    `reclaim(n)` is called when n more frames are wanted than are free, and may release some.
     """
 
-    __slots__ = ("_blocks", "_current", "_partial", "_ram", "_untouched", "_whole", "counts", "free", "total")
+    __slots__ = ("_blocks", "_current", "_partial", "_ram", "_untouched", "_whole", "counts", "free", "reclaim", "total")
 
     def __init__(self, ram: GuestRam) -> None:
         self._ram = ram
@@ -58,6 +60,7 @@ class Frames:
         self._partial = {0: _FULL ^ 1}
         self._current = 0
         self.total = self.free = frames - 1
+        self.reclaim: Callable[[int], object] = lambda wanted: None
 
     @property
     def free_blocks(self) -> int:
@@ -66,6 +69,8 @@ class Frames:
 
     def allocate(self) -> int:
         """Address of a zeroed frame, reference count 1. Raises OutOfFrames."""
+        if not self.free:
+            self.reclaim(1)
         block = self._current
         bits = self._partial.get(block, 0) or self._choose()
         block = self._current
@@ -81,7 +86,9 @@ class Frames:
 
         Raises OutOfFrames when there are fewer; then none is taken."""
         if count > self.free:
-            raise OutOfFrames
+            self.reclaim(count - self.free)
+            if count > self.free:
+                raise OutOfFrames
         runs: list[Run] = []
         while count >= BLOCK_FRAMES and (address := self.allocate_large()):
             add_run(runs, address, BLOCK_FRAMES)
@@ -114,11 +121,18 @@ class Frames:
         """One more user of each of `count` contiguous frames. Raises ValueError for a frame that is free."""
         counts = self.counts
         first = address >> PAGE_SHIFT
-        for frame in range(first, first + count):
-            users = counts[frame]
-            if not users:
-                raise ValueError(f"frame {frame:#x} is not in use")
-            counts[frame] = users + 1
+        end = first + count
+        while first < end:
+            part = min(end - first, BLOCK_FRAMES)
+            span = counts[first : first + part]
+            if span == _ONES[:part]:
+                span[:] = _TWOS[:part]
+            else:
+                for frame in range(first, first + part):
+                    if not counts[frame]:
+                        raise ValueError(f"frame {frame:#x} is not in use")
+                    counts[frame] += 1
+            first += part
 
     def release(self, address: int, count: int = 1) -> None:
         """One user fewer of each of `count` contiguous frames; those without a user are discarded and free.
@@ -141,6 +155,9 @@ class Frames:
                 if span == _ONES[:part]:
                     span[:] = _ZEROS[:part]
                     add_run(dead, first << PAGE_SHIFT, part)
+                elif span == _TWOS[:part]:
+                    span[:] = _ONES[:part]
+                    add_run(kept, first << PAGE_SHIFT, part)
                 else:
                     self._release_each(first, part, dead, kept)
                 first += part

@@ -8,9 +8,10 @@ it, the frame is kept for a page that nobody may access now (PROT_NONE). Accesse
 never writes to a table.
 
 What the CPU may still hold after a change is the caller's to revoke (vmm/cpu.py: Accelerator), by this rule: not
-present -> present and more rights need nothing; a leaf changed or cleared needs `revoke` of the frames it pointed to;
-a split 2 MiB page, a table in the place of one, and table frames that are reused need `revoke_all`. Tables stay where
-they are until `free_tables`, so that clearing pages never changes an upper entry.
+present -> present and more rights need nothing; a leaf changed or cleared, and that is a 2 MiB page split, too, needs
+`revoke` of the frames it pointed to; table frames that are reused need `revoke_all`. Tables stay where they are until
+`free_tables`, so that no other entry above a leaf ever changes. (Where KVM shadows page tables a 2 MiB page leaves more
+behind than `revoke` takes back: an accelerator that wants none says so, see Accelerator.large_pages.)
 """
 
 from __future__ import annotations
@@ -92,11 +93,10 @@ class PageTable:
     """The tables of one guest address space; `root` is the guest-physical address of its PML4. Raises OutOfFrames.
 
     Addresses and lengths are page-aligned and below TASK_SIZE: the caller sees to that. `pages` counts the 4 KiB pages
-    that have a frame, `tables` the frames of the tables themselves. `was_large` holds the regions (va >> 21) whose
-    2 MiB page was cleared: before a table is put there, the caller needs `revoke_all` (and empties the set).
+    that have a frame, `tables` the frames of the tables themselves.
     """
 
-    __slots__ = ("_counts", "_directories", "_frames", "_owned", "_words", "pages", "root", "was_large")
+    __slots__ = ("_counts", "_directories", "_frames", "_owned", "_words", "pages", "root")
 
     def __init__(self, ram: GuestRam, frames: Frames, half: KernelHalf) -> None:
         self._words = ram.words
@@ -106,7 +106,6 @@ class PageTable:
         """Slot of the first entry of each page directory, by va >> 30."""
         self._owned = array("Q")
         """Addresses of all table frames."""
-        self.was_large: set[int] = set()
         self.pages = 0
         self.root = self._table()
         for number, entry in half.entries.items():
@@ -287,33 +286,31 @@ class PageTable:
 
     # Changing
 
-    def split(self, va: int) -> bool:
+    def split(self, va: int) -> list[Run]:
         """Make the 2 MiB page that covers `va`, if there is one and it does not begin there, 4 KiB pages.
 
-        True when it did: the caller needs `revoke_all`. Raises OutOfFrames."""
+        The run of its frames, to be revoked, when it did. Raises OutOfFrames."""
         if not va & (LARGE_SIZE - 1):
-            return False
+            return []
         directory = self._directories.get(va >> 30)
         if directory is None:
-            return False
+            return []
         slot = directory + (va >> 21 & 511)
         entry = self._words[slot]
         if not entry & LARGE:
-            return False
+            return []
         table = self._table()
         first = entry & ~LARGE
         self._words[table >> 3 : (table >> 3) + BLOCK_FRAMES] = memoryview(
             array("Q", range(first, first + LARGE_SIZE, PAGE_SIZE))
         )
         self._words[slot] = table | _TABLE
-        return True
+        return [(entry & ADDRESS, BLOCK_FRAMES)]
 
-    def split_range(self, start: int, end: int) -> bool:
+    def split_range(self, start: int, end: int) -> list[Run]:
         """`split` for every 2 MiB page that a range touches, wholly or not."""
         large = [va for va, _, count in self._leaves(start, end) if not count]
-        for va in large:
-            self.split(va + PAGE_SIZE)
-        return bool(large)
+        return [run for va in large for run in self.split(va + PAGE_SIZE)]
 
     def runs(self, start: int, end: int) -> list[Run]:
         """The frames of the pages of a range, whose ends lie in no 2 MiB page, in order."""
@@ -344,11 +341,10 @@ class PageTable:
         The range's ends lie in no 2 MiB page (see `split`)."""
         runs: list[Run] = []
         words = self._words
-        for va, slot, count in self._leaves(start, end):
+        for _, slot, count in self._leaves(start, end):
             if not count:
                 add_run(runs, words[slot] & ADDRESS, BLOCK_FRAMES)
                 words[slot] = 0
-                self.was_large.add(va >> 21)
                 self.pages -= BLOCK_FRAMES
                 continue
             span = words[slot : slot + count]
@@ -405,7 +401,6 @@ class PageTable:
                 self._put(va + shift, entries)
             else:
                 add_run(runs, entries[0] & ADDRESS, BLOCK_FRAMES)
-                self.was_large.add(va >> 21)
                 self._put_large(va + shift, entries[0])
         return runs
 
@@ -461,7 +456,6 @@ class PageTable:
             add_run(runs, address, 1)
         self._owned = array("Q")
         self._directories.clear()
-        self.was_large.clear()
         self.root = 0
         self._frames.release_runs(runs)
 

@@ -1,4 +1,4 @@
-"""A model of a CPU that caches translations as eagerly as the manual lets it, and catches the monitor leaving stale ones.
+"""A model of CPUs that cache translations as eagerly as the manual lets them, and catches stale ones.
 
 `absorb` puts every translation that a page table offers now into the model's TLB, with the upper entries it came
 through; `check` then fails if one is left that the page table no longer gives and that nobody revoked. Written apart
@@ -49,6 +49,9 @@ class ModelAccelerator:
     name = "model"
     max_cpus = 1
     cpuid_features = 0
+    hwcap2 = 0
+    fpu_size = 512
+    tsc = None
 
     def __init__(self, ram: WatchedRam, *, large_pages: bool, discard_revokes: bool, populates: bool) -> None:
         self.large_pages = large_pages
@@ -56,6 +59,9 @@ class ModelAccelerator:
         self.populates = populates
         self.words = ram.words
         self.tlb: dict[tuple[int, int], Translation] = {}
+        """Of the CPUs that look on."""
+        self.own: dict[tuple[int, int], Translation] = {}
+        """Of the one CPU that does something, which walks anew when it faults."""
         self.revoked: list[tuple[int, int]] = []
         self.revoked_all = 0
         self.forgotten: list[tuple[int, int]] = []
@@ -65,9 +71,9 @@ class ModelAccelerator:
         raise OSError("the model has no CPU")
 
     def drop(self, address: int, length: int) -> None:
-        gone = [k for k, t in self.tlb.items() if address <= t.frame < address + length]
-        for key in gone:
-            del self.tlb[key]
+        for tlb in (self.tlb, self.own):
+            for key in [k for k, t in tlb.items() if address <= t.frame < address + length]:
+                del tlb[key]
 
     def revoke(self, address: int, length: int) -> None:
         assert address % 4096 == 0
@@ -79,6 +85,7 @@ class ModelAccelerator:
     def revoke_all(self) -> None:
         self.revoked_all += 1
         self.tlb.clear()
+        self.own.clear()
 
     def forget_code(self, address: int, length: int) -> None:
         self.forgotten.append((address, length))
@@ -94,7 +101,8 @@ class ModelAccelerator:
 
     def walk(self, root: int, va: int) -> Translation | None:
         """What a user-mode access to `va` finds in the tables."""
-        table, above = root, []
+        table = root
+        above: list[tuple[int, int]] = []
         writable, executable = True, True
         for level in (39, 30, 21, 12):
             slot = (table >> 3) + (va >> level & 511)
@@ -146,9 +154,9 @@ class ModelAccelerator:
     def translate(self, root: int, va: int, write: bool, fetch: bool = False) -> int:
         """Physical address for an access, from the TLB if it is there and stale or not; -1 for a page fault."""
         key = (root, va & -4096)
-        for found in (self.tlb.get(key), self.walk(root, va)):
+        for found in (self.own.get(key), self.walk(root, va)):
             if found is not None and not (write and not found.writable) and not (fetch and not found.executable):
-                self.tlb[key] = found
+                self.own[key] = found
                 return found.frame | va & 4095
         return -1
 
@@ -157,7 +165,7 @@ class ModelAccelerator:
         valid: dict[tuple[int, int], Translation] = {}
         for root in alive:
             valid |= self.mappings(root)
-        for (root, va), cached in self.tlb.items():
+        for (root, va), cached in (*self.tlb.items(), *self.own.items()):
             assert root in alive, f"{va:#x} is cached for an address space that is gone"
             now = valid.get((root, va))
             if now == cached:

@@ -17,6 +17,8 @@ from vmm.memory.physical import GuestRam
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmm.memory.frames import Run
+
 MIB = 1 << 20
 
 
@@ -224,7 +226,7 @@ class FramesModel(RuleBasedStateMachine):
                 break
             run.append(address)
         kept = self.frames.release_runs([(first, len(run))])
-        still = []
+        still: list[Run] = []
         for address in run:
             self.users[address] -= 1
             if self.users[address]:
@@ -234,11 +236,14 @@ class FramesModel(RuleBasedStateMachine):
         assert joined(kept) == still
 
     @precondition(lambda self: self.users)
-    @rule(data=st.data())
-    def reference(self, data: st.DataObject) -> None:
-        address = data.draw(st.sampled_from(sorted(self.users)))
-        self.frames.reference(address)
-        self.users[address] += 1
+    @rule(data=st.data(), count=st.integers(1, 600))
+    def reference(self, data: st.DataObject, count: int) -> None:
+        first = data.draw(st.sampled_from(sorted(self.users)))
+        run = range(first, first + count * 4096, 4096)
+        used = next((n for n, address in enumerate(run) if address not in self.users), count)
+        self.frames.reference(first, used)
+        for address in run[:used]:
+            self.users[address] += 1
 
     @invariant()
     def agrees(self) -> None:

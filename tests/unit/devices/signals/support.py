@@ -7,12 +7,14 @@ import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import MagicMock
 
 from devices.errors import SysError
 from devices.signals import fpstate
 from devices.signals.abi import SA_RESTORER
-from devices.signals.queue import Action
+from devices.signals.queue import Action, SignalActions, SignalQueue
 from devices.task.process import Credentials, Process
+from devices.task.rlimits import default_rlimits
 from devices.task.task import Task
 from vmm.cpu import FIXED_RFLAGS, RFLAGS, RIP, RSP, USER_RFLAGS
 from vmm.layout import PAGE_SIZE, TASK_SIZE
@@ -141,10 +143,33 @@ class FakeKernel:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.max_tasks = 100
+        self.cpus = 1
         self.clock = FakeClock()
         self.tasks: dict[int, Task] = {}
         self.processes: dict[int, Process] = {}
         self.tracer: FakeTracer | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """What tasks ask of a kernel that has nothing to do with signals."""
+        return MagicMock()
+
+
+class FakeProcess(Process):
+    """A process with what signals need of it."""
+
+    def __init__(self, kernel: FakeKernel, pid: int) -> None:
+        self.kernel = cast("Kernel", kernel)
+        self.pid = self.pgid = self.sid = pid
+        self.parent_pid = kernel.INIT_PID
+        self.memory = cast("AddressSpace", FakeMemory())
+        self.files = cast("FileTable", None)
+        self.tasks: dict[int, Task] = {}
+        self.actions = SignalActions()
+        self.pending = SignalQueue()
+        self.rlimits = default_rlimits(self.kernel)
+        self.comm = b"test"
+        self.exiting = False
+        self.status = 0
 
 
 class World:
@@ -155,8 +180,7 @@ class World:
         self.kernel.lock.acquire()
 
     def process(self, pid: int = 100, threads: int = 1, **attributes: Any) -> Process:
-        memory = cast("AddressSpace", FakeMemory())
-        process = Process(cast("Kernel", self.kernel), pid, memory, cast("FileTable", None))
+        process = FakeProcess(self.kernel, pid)
         self.kernel.processes[pid] = process
         for name, value in attributes.items():
             setattr(process, name, value)

@@ -1,14 +1,19 @@
-"""Finding AVX instructions in code that Unicorn has translated.
+"""A little of the instruction format (Intel SDM volume 2, chapter 2 and appendix A), in 64-bit mode.
 
-Unicorn has no AVX, but takes the VEX-coded form of an SSE instruction for the SSE instruction: a program that did not
-ask CPUID would go on with wrong results instead of ending with #UD. So new translations that contain a byte C4 or C5
-are looked at instruction by instruction (Intel SDM volume 2, chapter 2 and appendix A), in 64-bit mode.
+`find_avx`. Unicorn has no AVX, but takes the VEX-coded form of an SSE instruction for the SSE instruction: a program
+that did not ask CPUID would go on with wrong results instead of ending with #UD. So new translations that contain a
+byte C4 or C5 are looked at instruction by instruction.
+
+`stack_base`. Unicorn reports #GP where a CPU reports #SS, for an address that is not canonical.
 """
 
 from __future__ import annotations
 
 _VEX = (0xC4, 0xC5)
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
+_FS_GS = (0x64, 0x65)
+_PUSH_POP = frozenset((*range(0x50, 0x60), 0x68, 0x6A, 0x8F, 0x9C, 0x9D, 0xC2, 0xC3, 0xC8, 0xC9, 0xE8))
+_SP, _BP = 4, 5
 _GENERAL = {(2, 0xF2), (2, 0xF3), (2, 0xF5), (2, 0xF6), (2, 0xF7), (3, 0xF0)}
 """(map, opcode) of the VEX-coded instructions on general registers, BMI1 and BMI2, which Unicorn has."""
 
@@ -48,7 +53,7 @@ _MAPS = _one_byte(), _two_byte(), bytes((_M,)) * 256, bytes((_M | _1,)) * 256
 """By map: one byte, 0F, 0F 38, 0F 3A."""
 
 
-def find(code: bytes) -> int:
+def find_avx(code: bytes) -> int:
     """Offset of the first instruction that is VEX-coded and not one on general registers, in code that begins with an
     instruction; -1 for none. Its prefixes belong to it."""
     at = 0
@@ -118,3 +123,36 @@ def _modrm(code: bytes, at: int) -> int:
     if mode == 0:
         return at + 4 if base == 5 else at
     return at + (1 if mode == 1 else 4)
+
+
+def stack_base(code: bytes) -> int:
+    """The register, 4 (RSP) or 5 (RBP), by which an instruction uses the stack segment; -1 if it uses another one, or
+    none. `code` begins with the instruction; of one that uses two segments the stack's counts."""
+    at = rex = 0
+    other = False
+    try:
+        while code[at] in _PREFIXES:
+            other |= code[at] in _FS_GS
+            at += 1
+        while 0x40 <= code[at] <= 0x4F:
+            rex = code[at]
+            at += 1
+        opcode = code[at]
+        if opcode in _PUSH_POP or (opcode == 0xFF and code[at + 1] >> 3 & 7 in (2, 6)):
+            return _SP
+        number = 0
+        if opcode == 0x0F:
+            number = {0x38: 2, 0x3A: 3}.get(code[at + 1], 1)
+            at += 1 if number == 1 else 2
+        if other or not _MAPS[number][code[at]] & _M or code[at + 1] >= 0xC0:
+            return -1
+        mode, base = code[at + 1] >> 6, code[at + 1] & 7
+        if base == 4:
+            base = code[at + 2] & 7
+        elif mode == 0 and base == 5:
+            return -1  # relative to RIP
+        if base not in (_SP, _BP) or rex & 1 or (mode == 0 and base == 5):
+            return -1
+        return base
+    except IndexError:
+        return -1

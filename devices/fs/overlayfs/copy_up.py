@@ -1,0 +1,80 @@
+"""Copying a file into the upper layer: contents through one buffer of the monitor's, then attributes and xattrs."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import TYPE_CHECKING, Protocol, cast
+
+from devices.errors import SysError
+from devices.task.process import Credentials
+
+if TYPE_CHECKING:
+    from devices.kernel import Kernel
+    from devices.task.task import Task
+    from devices.vfs.inode import Inode
+
+BUFFER = 1 << 20
+
+
+class Readable(Protocol):
+    """A regular file's inode that a layer may be made of."""
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill `view` from `offset` in bytes on; the bytes read, short at the end of the file."""
+
+
+class Writable(Protocol):
+    """A regular file's inode in an upper layer."""
+
+    def write_from(self, view: memoryview, offset: int) -> int:
+        """Write `view` at `offset` in bytes; the bytes written. SysError(ENOSPC)."""
+
+
+class Mounter:
+    """On whose behalf the overlay works in its layers: whoever mounted it, with all capabilities. To the layers it is
+    the calling task; what they ask of one is its credentials and its kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.credentials = Credentials()
+
+
+def make_copy(mounter: Task, directory: Inode, name: bytes, old: Inode) -> Inode:
+    """A new file of the kind of `old`, without its contents."""
+    if stat.S_ISREG(old.mode):
+        return directory.create(mounter, name, 0o600)
+    if stat.S_ISDIR(old.mode):
+        return directory.mkdir(mounter, name, 0o700)
+    if stat.S_ISLNK(old.mode):
+        return directory.symlink(mounter, name, old.readlink(mounter))
+    return directory.mknod(mounter, name, stat.S_IFMT(old.mode) | 0o600, old.rdev)
+
+
+def copy_contents(old: Inode, new: Inode, size: int) -> None:
+    """The first `size` bytes; holes (blocks of zeroes) stay holes."""
+    source, target = cast("Readable", old), cast("Writable", new)
+    buffer = memoryview(bytearray(min(BUFFER, max(size, 1))))
+    zeroes = bytes(len(buffer))
+    done = 0
+    while done < size:
+        part = buffer[: min(len(buffer), size - done)]
+        count = source.read_into(part, done)
+        if not count:
+            break
+        if part[:count] != zeroes[:count] and target.write_from(part[:count], done) != count:
+            raise SysError(errno.ENOSPC)
+        done += count
+    if new.size < size:
+        new.truncate(size)
+
+
+def copy_attributes(mounter: Task, old: Inode, new: Inode) -> None:
+    """Extended attributes, owner, mode, times."""
+    for name in old.listxattr(mounter):
+        new.setxattr(mounter, name, old.getxattr(mounter, name), 0)
+    times = {"atime": old.atime, "mtime": old.mtime, "ctime": old.ctime}
+    if stat.S_ISLNK(old.mode):
+        new.setattr(uid=old.uid, gid=old.gid, **times)
+    else:
+        new.setattr(uid=old.uid, gid=old.gid, mode=stat.S_IMODE(old.mode), **times)

@@ -1,0 +1,98 @@
+"""What a machine's VFS keeps for all processes: recent dentries, numbers to give out, device files, sysctls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from devices.vfs.abi import makedev
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devices.task.task import Task
+    from devices.vfs.events import Event
+    from devices.vfs.files import OpenFile
+    from devices.vfs.fs_struct import FsStruct
+    from devices.vfs.locks import FileLocks, RangeLock
+    from devices.vfs.mount import Mount, MountNamespace
+    from devices.vfs.path import Dentry, Path
+
+    Opener = Callable[[Task, Path, int], OpenFile]
+    """Opens a device file: (task, path, O_* flags)."""
+
+RECENT = 1024
+"""Dentries that are kept alive for the next walk, beyond those in use."""
+FIRST_UNIQUE_MOUNT = 1 << 31
+"""Mount ids as statx and listmount give them begin here (MNT_UNIQUE_ID_OFFSET)."""
+SYSCTLS = {"protected_symlinks": 0, "protected_hardlinks": 1, "protected_fifos": 0, "protected_regular": 0}
+"""fs.protected_* as Linux starts, but for protected_hardlinks, which every distribution sets."""
+
+
+class Vfs:
+    """`kernel.vfs`."""
+
+    def __init__(self) -> None:
+        self.sysctls = dict(SYSCTLS)
+        """/proc/sys/fs/NAME."""
+        self.devices: dict[tuple[int, int], Opener] = {}
+        """What opens a device file, by (S_IFCHR or S_IFBLK, device number)."""
+        self.namespace: MountNamespace | None = None
+        """The first mount namespace, once there is a root file system."""
+        self.first_fs: FsStruct | None = None
+        self.lock_waits: dict[RangeLock, FileLocks] = {}
+        """Requests for range locks that somebody waits for, and the locks of their file."""
+        self.watches = 0
+        """Marks of inotify and fanotify in the machine: nobody looks for some while it is 0."""
+        self.on_event: Callable[[Event], None] = lambda event: None
+        self.internal: Mount | None = None
+        """The mount of files that have no name anywhere (anon_inodefs)."""
+        self.mounts: dict[int, Mount] = {}
+        """Every mount by its unique id."""
+        self.kept: list[Dentry | None] = [None] * RECENT
+        self._next_kept = 0
+        self._minors = 0
+        self._cookie = 0
+        self._mount_ids: set[int] = set()
+        self._unique_mount = FIRST_UNIQUE_MOUNT
+        self._groups: set[int] = set()
+
+    def keep(self, dentry: Dentry) -> None:
+        """Let a new dentry live for a while. The oldest goes: a walk that finds a dentry pays nothing for keeping it."""
+        at = self._next_kept
+        self.kept[at] = dentry
+        self._next_kept = (at + 1) % RECENT
+
+    def new_dev_locked(self) -> int:
+        """A device number for a file system without a device (major 0)."""
+        self._minors += 1
+        return makedev(0, self._minors)
+
+    def new_cookie(self) -> int:
+        """What the two halves of a rename's event have in common."""
+        self._cookie = self._cookie % 0xFFFF_FFFF + 1
+        return self._cookie
+
+    def new_mount_id(self) -> tuple[int, int]:
+        """(the id of mountinfo, which is used again, and the unique one)."""
+        number = lowest_free(self._mount_ids)
+        self._unique_mount += 1
+        return number, self._unique_mount
+
+    def free_mount_id(self, number: int) -> None:
+        self._mount_ids.discard(number)
+
+    def new_group_id(self) -> int:
+        """The number of a peer group in mountinfo."""
+        return lowest_free(self._groups)
+
+    def free_group_id(self, number: int) -> None:
+        self._groups.discard(number)
+
+
+def lowest_free(taken: set[int]) -> int:
+    """The lowest number from 1 on that is not in `taken`, which then holds it."""
+    number = len(taken) + 1 if not taken or max(taken) == len(taken) else 1
+    while number in taken:
+        number += 1
+    taken.add(number)
+    return number
