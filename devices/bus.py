@@ -203,6 +203,8 @@ def run_task(task: Task) -> None:
     finally:
         try:
             task.gone_locked()
+        except BaseException as error:
+            kernel.report_bad_end_locked(task, error)
         finally:
             release()
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from devices.fs.hostfile import HostFileBacking
     from devices.memory.space import MachineMemory
     from devices.random import Random
+    from devices.rootfs import RootFs
     from devices.stats import Stats
     from devices.task.process import Process
     from devices.task.task import Task
@@ -57,6 +58,8 @@ class Kernel:
         self.max_tasks = max_tasks
         self.cpus = cpus
         """CPUs that the guest is told of."""
+        self.root: RootFs | None = None
+        """The root file system; None for a machine that boots ELF files of the host one by one."""
         self.image: HostFileBacking | None = None
         """The file that was booted."""
         self._images: list[HostFileBacking] = []
@@ -115,6 +118,11 @@ class Kernel:
         process.memory.teardown()
         del self.processes[process.pid]
 
+    def root_ready_locked(self, task: Task) -> None:
+        """Before the first program is looked for: mount what belongs into the root file system."""
+        assert self.root is not None
+        self.root.mount_locked(task)
+
     def adopt_image_locked(self, image: HostFileBacking) -> None:
         """The machine keeps a booted file open for as long as it lives."""
         self.image = image
@@ -124,6 +132,8 @@ class Kernel:
         """Give back what the kernel holds of the host. The lock is not held."""
         with self.lock:
             thread = self.timers.close()
+            if self.root is not None:
+                self.root.close_locked()
         if thread is not None:
             thread.join()
         self.clock.vvar = None  # it holds a view of guest RAM, which is to be unmapped
@@ -195,12 +205,12 @@ class Kernel:
             fault_locked(task, problem)
 
     def out_of_memory_locked(self) -> None:
-        """Guest RAM is used up: kill the largest process (mm/oom_kill.c), and say so."""
+        """Guest RAM is used up: kill the largest process (mm/oom_kill.c), and say so. While one is ending already, its
+        memory is waited for: the fault is tried again."""
         from devices.signals.send import kill_process_locked
 
-        alive = [p for p in self.processes.values() if not p.exiting]
-        if alive:
-            victim = max(alive, key=lambda p: p.memory.resident)
+        if self.processes and not any(p.exiting for p in self.processes.values()):
+            victim = max(self.processes.values(), key=lambda p: p.memory.resident)
             name = victim.comm.decode(errors="replace")
             self.notices.append(f"out of memory: killed process {victim.pid} ({name}); --memory gives the machine more")
             kill_process_locked(victim)
@@ -211,6 +221,18 @@ class Kernel:
 
         text = "".join(traceback.format_exception(error))
         self._broken_locked(task, f"{text}in task {task.tid} ({task.comm!r}) with {describe_registers(task)}")
+
+    def report_bad_end_locked(self, task: Task, error: BaseException) -> None:
+        """A task could not be ended properly: log it, and see to it that nobody waits for its process for ever."""
+        import traceback
+
+        self.bugs.append("".join(traceback.format_exception(error)))
+        process = task.process
+        self.tasks.pop(task.tid, None)
+        process.tasks.pop(task.tid, None)
+        process.exit_group_locked(0)
+        if not process.tasks and self.processes.pop(process.pid, None) is not None:
+            self.on_process_gone(process)
 
     def report_broken_cpu_locked(self, task: Task, stop: Any) -> None:
         """The vCPU cannot go on."""

@@ -174,7 +174,8 @@ class Accelerator(Protocol):
     populates: bool
     """True where pages that a fault maps should be populated on the host first (fact 12)."""
     large_pages: bool
-    """True where 2 MiB pages make the guest faster."""
+    """True where 2 MiB pages make the guest faster, and revoke() suffices when one is split or a table takes its
+    place."""
     discard_revokes: bool
     """True where GuestRam.discard() alone has the effect of revoke()."""
     hwcap2: int
@@ -198,8 +199,8 @@ class Accelerator(Protocol):
         this returns, no CPU uses the old ones. The memory keeps its contents."""
 
     def revoke_all(self) -> None:
-        """The same for every translation, and for entries above the leaves (dear; after fork, exec, split of a 2 MiB
-        page, reuse of a page-table frame)."""
+        """The same for every translation, and for entries above the leaves (dear; after fork, exec, reuse
+        of a page-table frame)."""
 
     def forget_code(self, address: int, length: int) -> None:
         """Guest-physical memory that may have been executed was given new contents by the monitor."""

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from typing import Any, Self, TextIO
 
     from devices.kernel import Kernel
-    from devices.task.process import Process
+    from devices.rootfs import MountSpec
+    from devices.task.process import Credentials, Process
     from devices.task.task import Task
     from vmm.cpu import Cpu
 
@@ -48,6 +49,10 @@ class Config:
     is told of (None: those this process may use); pin: host CPUs for the vCPUs, by turns; trace: where system calls
     are written to; stats: count and time calls and exits; max_tasks: guest threads at once; stdio: the host
     descriptors that become the program's 0, 1 and 2.
+
+    layers: host directories that make up the root file system, the topmost first (none: programs are ELF files of the
+    host, without one); read_only: nothing in it can be written; mounts: what of the host is in it; tmpfs: empty
+    directories in memory; hostname: what uname(2) tells.
     """
 
     def __init__(
@@ -61,6 +66,11 @@ class Config:
         stats: bool = False,
         max_tasks: int = 1000,
         stdio: tuple[int, int, int] = (0, 1, 2),
+        layers: Sequence[str | bytes] = (),
+        read_only: bool = False,
+        mounts: Sequence[MountSpec] = (),
+        tmpfs: Sequence[bytes] = (),
+        hostname: bytes = b"pyvmm",
     ) -> None:
         self.accel = accel
         self.memory = memory // BLOCK * BLOCK
@@ -70,6 +80,11 @@ class Config:
         self.stats = stats
         self.max_tasks = max_tasks
         self.stdio = stdio
+        self.layers = [os.fsencode(layer) for layer in layers]
+        self.read_only = read_only
+        self.mounts = mounts
+        self.tmpfs = tmpfs
+        self.hostname = hostname
 
 
 class Machine:
@@ -121,7 +136,21 @@ class Machine:
 
             kernel.tracer = Tracer(self.config.trace)
         kernel.on_process_gone = self._process_gone
+        kernel.hostname = self.config.hostname
+        if self.config.layers:
+            self._make_root(kernel)
         return kernel
+
+    def _make_root(self, kernel: Kernel) -> None:
+        from devices.rootfs import RootFs
+
+        config = self.config
+        try:
+            kernel.root = RootFs(
+                kernel, config.layers, read_only=config.read_only, mounts=config.mounts, tmpfs=config.tmpfs
+            )
+        except OSError as error:
+            raise BootError(f"{os.fsdecode(error.filename or b'')}: {error.strerror}") from error
 
     def start_task(self, task: Task, enter: Callable[[Cpu], None]) -> None:
         """The kernel's way to a vCPU (devices/kernel.py, Threads)."""
@@ -135,15 +164,28 @@ class Machine:
 
         self._pool.start(body)
 
-    def start(self, argv: Sequence[str | bytes | os.PathLike[str]], env: Sequence[bytes] = ()) -> Process:
-        """Start the static ELF file argv[0] with the arguments `argv`. BootError when it cannot be started."""
+    def start(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        env: Sequence[bytes] = (),
+        *,
+        cwd: bytes = b"/",
+        credentials: Credentials | None = None,
+    ) -> Process:
+        """Start a program: argv[0] is looked for in the root file system, or is a static ELF file of the host where
+        there is none. `cwd` is the directory that it starts in, `credentials` whom it runs as (None: root). BootError
+        when it cannot be started."""
+        from devices.errors import SysError
         from devices.task.elf import NotLoadable
         from devices.task.exec import start_program
 
+        words = [os.fsencode(a) for a in argv]
         try:
-            return start_program(self.kernel, [os.fsencode(a) for a in argv], list(env), self.config.stdio)
+            return start_program(self.kernel, words, list(env), self.config.stdio, cwd=cwd, credentials=credentials)
         except NotLoadable as error:
             raise BootError(f"{os.fsdecode(argv[0])}: {error}") from error
+        except SysError as error:
+            raise BootError(f"{os.fsdecode(argv[0])}: {os.strerror(error.errno)} (in the guest)") from error
         except OSError as error:
             raise BootError(f"{os.fsdecode(argv[0])}: {error.strerror or error}") from error
 

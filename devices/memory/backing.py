@@ -7,17 +7,17 @@ maps its frames read-only and copies on write.
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING, Protocol
 
 from devices.memory import abi
-from vmm.layout import LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE
-from vmm.memory.frames import BLOCK_FRAMES, add_run, joined
+from vmm.layout import PAGE_SHIFT
+from vmm.memory.frames import add_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from devices.memory.machine import MachineMemory
+    from devices.memory.core import Core
+    from devices.memory.vma import Vma
     from devices.task.task import Task
     from vmm.memory.frames import Run
 
@@ -107,8 +107,8 @@ class SharedBacking:
         raise NotImplementedError
 
     def around(self, index: int, first: int, last: int, sequential: bool) -> tuple[int, int]:
-        """Which of the pages [first, last) a fault at page `index` is to map; `sequential`: accesses go on and on, or all
-        of them were asked for."""
+        """Which of the pages [first, last) a fault at page `index` is to map; `sequential`: accesses go on and on, or
+        all of them were asked for."""
         return first, last
 
     def frames_at(self, index: int, count: int) -> list[Run]:

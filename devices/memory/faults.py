@@ -39,7 +39,6 @@ from devices.memory.abi import (
 )
 from devices.memory.backing import SharedBacking
 from devices.memory.core import PAGE_FLAGS, Core
-from devices.memory.machine import RESERVE
 from vmm.cpu import PF_FETCH, PF_WRITE
 from vmm.layout import LARGE_SIZE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
 from vmm.memory.frames import BLOCK_FRAMES, OutOfFrames
@@ -98,11 +97,9 @@ class Faults(Core):
         """Where a sequential access would fault next -> pages of its last window (negative: it goes downwards)."""
 
     def fault(self, address: int, error: int) -> Problem | None:
-        """Serve a page fault of the program at `address` with the error code `error` (PF_*); None: the access may be tried
-        again."""
-        machine = self.machine
-        if machine.caches and machine.frames.free < machine.total // RESERVE:
-            machine.make_room()
+        """Serve a page fault of the program at `address` with the error code `error` (PF_*); None: the access may be
+        tried again."""
+        self.machine.make_room()
         return self.fault_in(address, error)
 
     def fault_in(self, address: int, error: int) -> Problem | None:

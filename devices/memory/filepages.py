@@ -171,6 +171,18 @@ class FilePages(SharedBacking):
             self.zero(size, (size | (PAGE_SIZE - 1)) + 1)
         return gone
 
+    def clear(self, offset: int, length: int) -> int:
+        """A hole is punched: whole pages go, also from mappings, what lies in parts of pages becomes zeros; how many
+        frames went."""
+        end = offset + length
+        first, last = (offset + PAGE_SIZE - 1) >> PAGE_SHIFT, end >> PAGE_SHIFT
+        if first > last:
+            self.zero(offset, end)
+            return 0
+        self.zero(offset, first << PAGE_SHIFT)
+        self.zero(last << PAGE_SHIFT, end)
+        return self.remove(first, last, False)
+
     def next_data(self, first: int, last: int) -> int:
         """The first page of [first, last) that holds data; -1 if none does."""
         for key, start, stop in self._used_pieces(first, last):
@@ -180,7 +192,7 @@ class FilePages(SharedBacking):
         return -1
 
     def next_hole(self, first: int, last: int) -> int:
-        """The first page of [first, last) that holds no data; `last` if all do."""
+        """The first page of [first, last) that holds no data; `last` if there is none."""
         for key, start, stop in self._pieces(first, last):
             chunk = self._chunks.get(key)
             if chunk is None:
@@ -259,7 +271,7 @@ class FilePages(SharedBacking):
         return self.store(sources, offset, length)
 
     def make_room(self, offset: int, length: int) -> int:
-        """Have frames for the bytes [offset, offset + length); how many of them can be written. OutOfFrames, SysError."""
+        """Have frames for the bytes [offset, offset + length); how many of them can be written. OutOfFrames."""
         self.ensure(offset >> PAGE_SHIFT, (offset + length + PAGE_SIZE - 1) >> PAGE_SHIFT)
         return length
 
@@ -334,8 +346,8 @@ def copy_views(targets: Iterable[memoryview], sources: Iterable[memoryview]) -> 
 def copy_segments(
     memory: AddressSpace, segments: Iterable[tuple[int, int]], limit: int, write: bool, move: Move
 ) -> int:
-    """Move at most `limit` bytes between a program's buffers and what `move(views, bytes before)` moves them to or from,
-    until it falls short; the bytes moved. `write`: the buffers are written to.
+    """Move at most `limit` bytes between a program's buffers and what `move(views, bytes before)` moves them to or
+    from, until it falls short; the bytes moved. `write`: the buffers are written to.
 
     Whatever goes wrong after some progress ends it with what was moved, before it with SysError."""
     done = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from devices.random import Random
 from vmm.layout import PAGE_SHIFT
@@ -22,6 +23,8 @@ REVOKE_RUNS = 48
 """More runs than this are revoked by `revoke_all`: 3 us each on KVM, against 50-180 us and a re-fault of every page."""
 RESERVE = 32
 """While less than a 32nd of all frames is free, page caches are shrunk ahead of need."""
+FUTILE = 64
+"""Calls of make_room() that do nothing after one that found nothing."""
 
 
 class Pinned:
@@ -81,17 +84,18 @@ class MachineMemory:
         self.accelerator = accelerator
         self.random = random or Random()
         self.pins: list[Pinned] = []
-        self.caches: dict[PageCache, None] = {}
+        self.caches: WeakKeyDictionary[PageCache, None] = WeakKeyDictionary()
         """Page caches of host files that hold frames, the one that was used last at the end."""
         self.dirty: dict[PageCache, None] = {}
         """Those of them that hold something which the host does not have yet."""
         self.on_dirty: Callable[[], None] = lambda: None
         """Called when there is something to be written to the host, and there was nothing before."""
+        self._pause = 0
         frames.reclaim = self.reclaim
         self.on_out_of_memory: Callable[[], None] = lambda: None
         """Called with the kernel lock held when a copy to or from a program finds no frame; is to free some, later."""
         self.populates = accelerator.populates
-        self.large_pages = accelerator.large_pages and getattr(accelerator, "stub_ring", 0) == 0
+        self.large_pages = accelerator.large_pages
         self.discard_revokes = accelerator.discard_revokes
         self._code = mmap.mmap(-1, ram.size >> PAGE_SHIFT, mmap.MAP_PRIVATE)
         """A byte for each frame: 1 if it was mapped executable since it was allocated."""
@@ -114,8 +118,8 @@ class MachineMemory:
         return sum(cache.present for cache in self.caches)
 
     def reclaim(self, wanted: int) -> int:
-        """Free frames of clean pages of host files that are mapped nowhere, `wanted` of them or as many as there are; how
-        many it were. Safe wherever a frame may be allocated."""
+        """Free frames of clean pages of host files that are mapped nowhere, `wanted` of them or as many as there are;
+        how many it were. Safe wherever a frame may be allocated."""
         freed = 0
         for cache in list(self.caches):
             freed += cache.shrink(wanted - freed, False)
@@ -123,16 +127,23 @@ class MachineMemory:
                 break
         return freed
 
-    def make_room(self) -> bool:
-        """Where frames are scarce, free clean pages of host files, mapped ones too; were there any? Only for a caller that
-        holds no address of a frame, as a view of a program's memory is."""
-        wanted = self.total // RESERVE - self.frames.free
-        freed = self.reclaim(wanted) if wanted > 0 else wanted
+    def make_room(self) -> None:
+        """Where frames are scarce, free clean pages of host files ahead of need, mapped ones too. Only for a caller
+        that holds no address of a frame, as a view of a program's memory is."""
+        reserve = self.total // RESERVE
+        if not self.caches or self.frames.free >= reserve:
+            return
+        if self._pause:
+            self._pause -= 1  # there was nothing the last time
+            return
+        wanted = 2 * reserve - self.frames.free
+        freed = self.reclaim(wanted)
         for cache in list(self.caches):
             if freed >= wanted:
                 break
             freed += cache.shrink(wanted - freed, True)
-        return freed > 0
+        if not freed:
+            self._pause = FUTILE
 
     def write_back(self) -> None:
         """Give the host all that it does not have yet of its files."""

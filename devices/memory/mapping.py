@@ -143,8 +143,8 @@ class Mappings(UserAccess):
         """Map `length` bytes with PROT_* `prot` and MAP_* `flags`; the address. man 2 mmap, do_mmap().
 
         A file's `backing` and what the mapping may ever be allowed (VM_MAY*) are given, or come from `check`, which is
-        called when Linux looks at the file: after the address was found. `offset` in bytes is page-aligned. `file` is kept
-        open for as long as it is mapped."""
+        called when Linux looks at the file: after the address was found. `offset` in bytes is page-aligned. `file` is
+        kept open for as long as it is mapped."""
         if not length:
             raise SysError(errno.EINVAL, "length 0")
         if flags & MAP_FIXED_NOREPLACE:

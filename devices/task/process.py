@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from devices.time.timers import Interval
     from devices.vfs.files import FileTable
     from devices.vfs.mount import MountNamespace
+    from devices.vfs.path import Path
 
 CAP_LAST = 40
 CAP_FULL = (1 << (CAP_LAST + 1)) - 1
@@ -72,6 +73,11 @@ class Process:
         self.comm = b""
         self.exe = b""
         self.argv: list[bytes] = []
+        self.environ: list[bytes] = []
+        self.auxv = b""
+        """What the program was started with, for /proc."""
+        self.exe_path: Path | None = None
+        """The file that it runs, in a root file system."""
         self.exiting = False
         self.status = 0
         """As wait(2) encodes it: exit code << 8, or the signal's number (| 0x80: core dumped)."""

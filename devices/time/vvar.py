@@ -12,9 +12,8 @@ is the condition for having a page at all) and 1 ns of rounding where one page t
 **Following the host.** A refresh reads TSC and host clock together, learns the TSC's rate from the refresh before, and:
 
 * if the old page was still good, the new one starts at exactly the time that the old one gave, with the rate bent a
-little so
-  that the difference to the host's clock (NTP, errors of the two readings: some 100 ns) is gone after one more page;
-* if the guest is far behind, or nobody can have read later times than the host's from the old page (it was stale),
+  little so that the difference to the host's clock (NTP, errors of the readings: some 100 ns) shrinks to nothing;
+* if the guest is far behind, or the old page was stale and nobody can have read a later time from it than the host's,
   the new page starts at the host's time;
 * the guest is ahead of the host only by what it could have read already, and then runs slower.
 

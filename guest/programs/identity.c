@@ -1,6 +1,6 @@
 /*
- * Who a program is: ids, groups, capabilities, process groups. Runs as root and tells only what does not depend on how many
- * capabilities root has. Each part runs on a thread of its own, because the calls, made bare, change one thread.
+ * Who a program is: ids, groups, capabilities, process groups. Runs as root and tells only what does not depend on how
+ * many capabilities root has. Each part runs on a thread of its own, because the calls, made bare, change one thread.
  */
 #include "say.h"
 

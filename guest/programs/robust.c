@@ -148,8 +148,10 @@ static struct dying *watched;
 
 static void *waits(void *unused)
 {
+	uint32_t *word = &watched->entry[0].word;
+
 	(void)unused;
-	return (void *)(intptr_t)syscall(SYS_futex, &watched->entry[0].word, FUTEX_WAIT, watched->entry[0].word, NULL, NULL, 0);
+	return (void *)(intptr_t)syscall(SYS_futex, word, FUTEX_WAIT, *word, NULL, NULL, 0);
 }
 
 static void with_waiter(struct dying *dying)

@@ -1,4 +1,4 @@
-/* What threaded programs are made of: mutexes of all kinds, conditions, barriers, read-write locks, once, TLS, joins. */
+/* What threaded programs are made of: mutexes, conditions, barriers, read-write locks, once, TLS, semaphores, joins. */
 #include "say.h"
 
 #include <semaphore.h>

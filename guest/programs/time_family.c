@@ -52,7 +52,8 @@ static void reading(void)
 	SAY(getres(CLOCK_REALTIME, bad));
 	printf("coarse behind fine: %d\n", now_ns(CLOCK_MONOTONIC_COARSE) <= now_ns(CLOCK_MONOTONIC));
 	printf("boot before monotonic: %d\n", now_ns(CLOCK_MONOTONIC) <= now_ns(CLOCK_BOOTTIME));
-	printf("TAI in whole seconds: %d\n", llabs((now_ns(CLOCK_TAI) - now_ns(CLOCK_REALTIME) + 50 * MS) % (1000 * MS)) < 100 * MS);
+	printf("TAI in whole seconds: %d\n",
+	       llabs((now_ns(CLOCK_TAI) - now_ns(CLOCK_REALTIME) + 50 * MS) % (1000 * MS)) < 100 * MS);
 }
 
 static void *burns(void *unused)
@@ -152,7 +153,8 @@ static void wall_clock(void)
 	long seconds = 0, told;
 
 	SAY(syscall(SYS_gettimeofday, &tv, &tz));
-	printf("in order: %d, zone: %d %d\n", tv.tv_sec * 1000000LL + tv.tv_usec >= before / 1000, tz.tz_minuteswest, tz.tz_dsttime);
+	printf("in order: %d", tv.tv_sec * 1000000LL + tv.tv_usec >= before / 1000);
+	printf(", zone: %d %d\n", tz.tz_minuteswest, tz.tz_dsttime);
 	SAY(syscall(SYS_gettimeofday, NULL, NULL));
 	SAY(syscall(SYS_gettimeofday, bad, NULL));
 	SAY(syscall(SYS_gettimeofday, NULL, bad));

@@ -89,7 +89,8 @@ static void resources(void)
 	SAY(syscall(SYS_getrusage, RUSAGE_SELF, &usage));
 	user = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
 	user += usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
-	printf("took time: %d, in range: %d, has memory: %d\n", user > 0, usage.ru_utime.tv_usec < 1000000, usage.ru_maxrss > 0);
+	printf("took time: %d, in range: %d", user > 0, usage.ru_utime.tv_usec < 1000000);
+	printf(", has memory: %d\n", usage.ru_maxrss > 0);
 	SAY(syscall(SYS_getrusage, RUSAGE_THREAD, &usage));
 	SAY(syscall(SYS_getrusage, RUSAGE_CHILDREN, &usage));
 	printf("children: %ld %ld %ld\n", usage.ru_utime.tv_sec, usage.ru_utime.tv_usec, usage.ru_maxrss);

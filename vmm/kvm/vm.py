@@ -74,7 +74,6 @@ class KvmAccelerator:
 
     name = "kvm"
     populates = True
-    large_pages = True
     discard_revokes = True
 
     def __init__(self, ram: GuestRam, frames: Frames, half: KernelHalf) -> None:
@@ -92,6 +91,8 @@ class KvmAccelerator:
         self.cpuid_features = host.features
         self.hwcap2 = _HWCAP2_FSGSBASE if host.cr4 & CR4_FSGSBASE else 0
         """AT_HWCAP2 of Linux: programs may use RDFSBASE and its like."""
+        self.large_pages = host.ring == 0
+        """Software KVM shadows page tables: it maps 4 KiB at a time whatever the guest's tables say."""
         self.fpu_size = host.cpuid.xsave_size
         self.tsc = KvmTsc(host.tsc_khz, host.host_tsc) if host.tsc_khz else None
         """The guest's time-stamp counters, which all show the same; None when KVM does not tell their frequency."""

@@ -47,7 +47,9 @@ class Frames:
     `reclaim(n)` is called when n more frames are wanted than are free, and may release some.
     """
 
-    __slots__ = ("_blocks", "_current", "_partial", "_ram", "_untouched", "_whole", "counts", "free", "reclaim", "total")
+    __slots__ = (
+        "_blocks", "_current", "_partial", "_ram", "_untouched", "_whole", "counts", "free", "reclaim", "total",
+    )  # fmt: skip
 
     def __init__(self, ram: GuestRam) -> None:
         self._ram = ram

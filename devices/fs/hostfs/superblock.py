@@ -45,7 +45,7 @@ class HostFs(SuperBlock):
         from devices.fs.hostfs.inode import inode_of
 
         super().__init__(dev, path, SB_RDONLY if read_only else 0)
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         self.inodes: WeakValueDictionary[tuple[int, int], HostInode] = WeakValueDictionary()
         self._inos: dict[tuple[int, int], int] = {}
         self.owns_files = os.geteuid() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 from typing import TYPE_CHECKING
@@ -445,3 +446,27 @@ def test_a_thread_that_ends_wakes_its_joiner(futex: Futex) -> None:
     assert joining.result() == 0
     assert futex.get() == 0
     assert futex.machine.kernel.futexes.wake_address_locked(ending, 4096, 1) == 0
+
+
+# Words
+
+
+def test_words_are_changed_with_the_guest_held_and_its_code_forgotten(
+    futex: Futex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an accelerator whose guest code is not atomic, and that keeps translations of code."""
+    kernel = futex.machine.kernel
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def exclusive() -> Iterator[None]:
+        events.append("held")
+        yield
+        events.append("let go")
+
+    monkeypatch.setattr(kernel.accelerator, "exclusive", exclusive)
+    monkeypatch.setattr(kernel.memory, "code_written", lambda address, size: events.append(f"wrote {size}"))
+    for op, val3 in ((abi.FUTEX_WAKE_OP, 0), (abi.FUTEX_LOCK_PI, 0), (abi.FUTEX_UNLOCK_PI, 0)):
+        events.clear()
+        assert futex.call(op | PRIVATE, 1, 0, futex.other, val3) == 0
+        assert events == ["held", "let go", "wrote 4"], op

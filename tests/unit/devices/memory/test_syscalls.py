@@ -12,7 +12,6 @@ from devices.bus import DECLARED
 from devices.errors import SysError
 from devices.memory import abi, syscalls
 from devices.table import TABLE
-from devices.vfs.files import OpenFile
 from devices.vfs.abi import O_PATH, O_RDONLY, O_RDWR, O_WRONLY
 from tests.unit.devices.memory.memory_model import (
     ANON,

@@ -22,7 +22,7 @@ from devices.signals.info import SigInfo
 from devices.signals.queue import STOP_PENDING, Action, SignalActions, SignalQueue
 
 ALL = (1 << 64) - 1
-SIGNALS = st.integers(1, 64)
+SIGNALS = st.one_of(st.sampled_from([SIGHUP, SIGFPE, SIGUSR1, SIGSEGV, SIGRTMIN, 64]), st.integers(1, 64))
 MASKS = st.one_of(st.sets(SIGNALS).map(lambda members: sigmask(*members)), st.just(ALL))
 
 

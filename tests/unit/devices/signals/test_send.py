@@ -84,6 +84,23 @@ def test_threads_that_do_not_block_it_take_turns(world: World) -> None:
     assert [t.work for t in tasks] == [False, True, False, True]
 
 
+def test_a_leader_that_is_to_look_anyway_leaves_it_to_another(world: World) -> None:
+    process = world.process(threads=2)
+    catch(process, SIGUSR1)
+    catch(process, SIGUSR2)
+    first, second = process.tasks.values()
+    send.send_locked(first, SIGUSR2)
+    send.send_locked(process, SIGUSR1)
+    assert second.work
+    second.sigmask = signals(SIGUSR1)
+    second.work = first.work = False
+    send.send_locked(first, SIGUSR2)
+    first.work = True
+    process.pending.take(signals(SIGUSR1))
+    send.send_locked(process, SIGUSR1)  # nobody else takes it
+    assert not second.work
+
+
 def test_nobody_is_told_of_what_all_block(world: World) -> None:
     process = world.process(threads=2)
     catch(process, SIGUSR1)

@@ -39,7 +39,7 @@ path = st.builds(
     st.lists(component, min_size=0, max_size=4),
     st.sampled_from([b"", b"", b"", b"/", b"//", b"/."]),
 )
-any_path = st.one_of(path, path, path, st.sampled_from([b"", b"a" * 255, b"a" * 256, b"a/" * 2047 + b"b", b"a/" * 2048]))
+any_path = st.one_of(path, path, path, st.sampled_from([b"", b"a" * 255, b"a" * 256]))
 fd = st.builds(Fd, st.integers(0, 4))
 dirfd = st.one_of(st.just(AT_FDCWD), st.just(AT_FDCWD), fd)
 mode = st.sampled_from([0o755, 0o700, 0o644, 0o777, 0o1777, 0o2755, 0o4755, 0, 0o555, 0o6777, 0o2770, 0o311, 0o7777])
