@@ -343,7 +343,7 @@ TABLE: dict[int, Entry] = {
     316: Entry("renameat2", "devices.vfs.name_syscalls"),
     317: Entry("seccomp"),
     318: Entry("getrandom", "devices.task.syscalls"),
-    319: Entry("memfd_create"),
+    319: Entry("memfd_create", "devices.fs.tmpfs.memfd", "no MFD_HUGETLB"),
     320: Entry("kexec_file_load"),
     321: Entry("bpf"),
     322: Entry("execveat"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from devices.kernel import Kernel
     from devices.rootfs import MountSpec
-    from devices.task.process import Credentials, Process
+    from devices.task.process import Process
     from devices.task.task import Task
     from vmm.cpu import Cpu
 
@@ -170,24 +170,38 @@ class Machine:
         env: Sequence[bytes] = (),
         *,
         cwd: bytes = b"/",
-        credentials: Credentials | None = None,
+        user: str = "",
     ) -> Process:
         """Start a program: argv[0] is looked for in the root file system, or is a static ELF file of the host where
-        there is none. `cwd` is the directory that it starts in, `credentials` whom it runs as (None: root). BootError
-        when it cannot be started."""
+        there is none. `cwd` is the directory that it starts in, `user` whom it runs as (USER[:GROUP], empty: root).
+        BootError when it cannot be started."""
         from devices.errors import SysError
         from devices.task.elf import NotLoadable
         from devices.task.exec import start_program
 
         words = [os.fsencode(a) for a in argv]
         try:
-            return start_program(self.kernel, words, list(env), self.config.stdio, cwd=cwd, credentials=credentials)
+            return start_program(self.kernel, words, list(env), self.config.stdio, cwd=cwd, user=user)
         except NotLoadable as error:
             raise BootError(f"{os.fsdecode(argv[0])}: {error}") from error
         except SysError as error:
             raise BootError(f"{os.fsdecode(argv[0])}: {os.strerror(error.errno)} (in the guest)") from error
         except OSError as error:
             raise BootError(f"{os.fsdecode(argv[0])}: {error.strerror or error}") from error
+
+    def export(self, target: str) -> None:
+        """Write what was changed in the root file system to the host's directory `target` (devices/export.py)."""
+        from devices.export import Exporter
+
+        root = self.kernel.root
+        if root is None:
+            raise BootError("there is no root file system to export from")
+        exporter = Exporter(self.kernel)
+        try:
+            with self.kernel.lock:
+                exporter.write_locked(root.upper.root, os.fsencode(target))
+        except OSError as error:
+            raise BootError(f"--export {target}: {error.strerror}") from error
 
     def _process_gone(self, process: Process) -> None:
         signal = process.status & 0x7F

@@ -99,7 +99,7 @@ class FilePages(SharedBacking):
         if not wanted and not self._reserved:
             return
         self._reserved |= bool(state)
-        fresh = self._machine.frames.allocate_run(wanted) if wanted else []
+        fresh = self._allocate(wanted) if wanted else []
         addresses = (a for run, n in fresh for a in range(run, run + (n << PAGE_SHIFT), PAGE_SIZE))
         self.present += wanted
         for key, start, stop in self._pieces(first, last):
@@ -117,6 +117,26 @@ class FilePages(SharedBacking):
                         chunk[i] = next(addresses)
                     elif entry & UNWRITTEN:
                         chunk[i] = entry & _MASK
+
+    def _allocate(self, count: int) -> list[Run]:
+        self.charge(count)
+        try:
+            return self._machine.frames.allocate_run(count)
+        except OutOfFrames:
+            self.uncharge(count)
+            raise
+
+    def charge(self, count: int) -> None:
+        """`count` frames more are to come, where somebody counts. SysError."""
+
+    def uncharge(self, count: int) -> None:
+        """`count` frames have gone, or did not come."""
+
+    def holds(self, index: int) -> bool:
+        """Does page `index` hold data?"""
+        chunk = self._chunks.get(index // CHUNK)
+        entry = chunk[index % CHUNK] if chunk is not None else 0
+        return bool(entry) and not entry & UNWRITTEN
 
     def runs(self, first: int, last: int) -> list[Run]:
         """The frames of the pages [first, last), up to the first hole."""
@@ -146,6 +166,7 @@ class FilePages(SharedBacking):
             if stop - start == CHUNK or not any(chunk):
                 del self._chunks[key]
         self.present -= count
+        self.uncharge(count)
         self._machine.release(runs)
         return count
 

@@ -4,18 +4,19 @@ What a file system over host files does with it (`file` is anything with the fou
 
     cache = PageCache(machine, file)         # one for each file, shared by all that have it open or mapped
     cache.read(memory, segments, offset)     # read(2): from cached pages where there are some, else from the host
-    cache.write(memory, segments, offset)    # write(2): to the host, which has the bytes when this returns, and to pages
+    cache.write(memory, segments, offset)    # write(2): to the host, which then has the bytes, and to pages
     cache.resized(size)                      # right after the host's file has got another size
     cache.punched(offset, n)                 # right after a hole was punched into it, or a range made zeros
     cache.sync() or cache.sync(offset, n)    # fsync(2), msync(2), before the host's own: what mappings have written
     cache.forget()                           # the host's file was changed by somebody else
     cache.close()                            # the inode goes: writes back, gives the frames up
 
-mmap(2) gets the cache itself as the backing (`mmap_backing`). Pages come in by faults only: a file that was never mapped
-has no frame, and reading and writing it costs the host's call and no more. Shared mappings are mapped read-only until
-the first write, which marks pages dirty; `sync` write-protects them again before it writes them back, so that nothing
+mmap(2) gets the cache itself as the backing (`mmap_backing`). Pages come in by faults only: a file that was never
+mapped has no frame, and reading and writing it costs the host's call and no more. Shared mappings are mapped read-only
+until the first write, which marks pages dirty; `sync` write-protects them again before it writes them back, so that nothing
 written meanwhile is lost. Dirty pages are written back by sync, by the last munmap or exit, and by
-`MachineMemory.write_back()`, to be called some seconds after the first of them (see `on_dirty`) and at the machine's end.
+`MachineMemory.write_back()`, to be called some seconds after the first of them (see `on_dirty`) and at the machine's
+end.
 
 Frames of clean pages are taken back when memory is short: unmapped ones wherever a frame is wanted, mapped ones at a
 program's own page fault (MachineMemory.make_room()).

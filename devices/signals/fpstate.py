@@ -76,7 +76,7 @@ def restore_locked(task: Task, address: int) -> None:
 
     SysError(EFAULT) for what XRSTOR would refuse: then the state is the initial one (fpu__restore_sig()).
     """
-    size = task.pending.fpu_size or len(task.cpu.get_fpu())
+    size = task.kernel.accelerator.fpu_size
     area = initial(size)
     try:
         if address:

@@ -81,7 +81,6 @@ def push(task: Task, state: list[int], area: bytes, info: SigInfo, action: Actio
     siginfo = info.pack() if action.flags & SA_SIGINFO else NO_INFO
     head = action.restorer.to_bytes(8, "little") + ucontext + siginfo
     task.memory.write(frame, head.ljust(fp - frame, b"\0") + fpstate.marked(area))
-    task.pending.fpu_size = len(area)
     state[RAX] = 0
     state[RDI] = info.signo
     state[RSI] = frame + 8 + UCONTEXT.size

@@ -76,7 +76,7 @@ class SignalQueue:
     pending; a signal whose siginfo was not kept is in `bits` alone.
     """
 
-    __slots__ = ("_infos", "bits", "fpu_size", "queued", "stop_signal", "stopped", "target", "trap", "waiters")
+    __slots__ = ("_infos", "bits", "queued", "stop_signal", "stopped", "target", "trap", "waiters")
 
     def __init__(self) -> None:
         self.bits = 0
@@ -95,8 +95,6 @@ class SignalQueue:
         # Of a task (struct thread_struct)
         self.trap = (0, 0, 0)
         """Vector, error code and CR2 of the last CPU exception that became a signal; CR2 is that of the last #PF."""
-        self.fpu_size = 0
-        """Bytes of the XSAVE area in the last signal frame."""
 
     def put(self, signo: int, info: SigInfo | None) -> None:
         """Make a signal pending; without `info` only its number is kept. Whether it may be is the sender's to say."""

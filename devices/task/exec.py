@@ -22,6 +22,7 @@ from devices.task.elf import ET_DYN, PF_R, PF_W, PF_X, PHDR, Elf, NotLoadable, S
 from devices.task.process import Credentials, Process
 from devices.task.rlimits import RLIMIT_STACK
 from devices.task.task import Task
+from devices.task.user import credentials_of
 from devices.vfs.abi import AT_FDCWD, O_RDONLY
 from devices.vfs.files import FileTable
 from devices.vfs.open import open_for_exec
@@ -152,12 +153,13 @@ def start_program(
     stdio: tuple[int, int, int],
     *,
     cwd: bytes = b"/",
-    credentials: Credentials | None = None,
+    user: str = "",
 ) -> Process:
     """Make the process that runs argv[0] and start its first task.
 
-    With a root file system (devices/rootfs.py) argv[0] is looked for in it; without, it is a host file. `stdio` are the
-    host descriptors behind the descriptors 0, 1, 2 (a closed one stays closed in the guest). OSError, SysError,
+    With a root file system (devices/rootfs.py) argv[0] is looked for in it, the program starts in `cwd` and runs as
+    `user` (USER[:GROUP], empty: root); without, argv[0] is a host file. `stdio` are the host descriptors behind the
+    descriptors 0, 1, 2 (a closed one stays closed in the guest). OSError, SysError,
     NotLoadable.
     """
     image = None
@@ -172,12 +174,14 @@ def start_program(
         if image is not None:
             kernel.adopt_image_locked(image)
         process = new_process_locked(kernel, stdio)
-        task = Task(process, process.pid, credentials or Credentials())
+        task = Task(process, process.pid, Credentials())
         kernel.add_task_locked(task)
         try:
             if image is None:
                 kernel.root_ready_locked(task)
                 process.fs.set_cwd_locked(walk(task, AT_FDCWD, cwd, LOOKUP_FOLLOW | LOOKUP_DIRECTORY))
+                if user:
+                    task.credentials = credentials_of(task, user)
                 program = find_program(task, argv, env)
             name_process(process, program, env)
             task.comm = process.comm
@@ -274,7 +278,7 @@ def map_segment(task: Task, segment: Segment, contents: Backing, bias: int) -> N
     if segment.file_size:
         memory.mmap(start, file_pages_end - start, prot, fixed, contents, segment.offset & PAGE_MASK)
         if segment.mem_size > segment.file_size and prot & PROT_WRITE:
-            memory.write(file_end, bytes(min(file_pages_end, end) - file_end))
+            memory.write(file_end, bytes(file_pages_end - file_end))  # padzero(): ld.so relies on all of the page
     if end > file_pages_end:
         memory.mmap(file_pages_end, end - file_pages_end, prot, fixed | MAP_ANONYMOUS, None, 0)
 

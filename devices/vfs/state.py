@@ -46,6 +46,8 @@ class Vfs:
         self.on_event: Callable[[Event], None] = lambda event: None
         self.internal: Mount | None = None
         """The mount of files that have no name anywhere (anon_inodefs)."""
+        self.internal_mounts: dict[bytes, Mount] = {}
+        """Mounts of other such files, by a name (pipefs, shm)."""
         self.mounts: dict[int, Mount] = {}
         """Every mount by its unique id."""
         self.kept: list[Dentry | None] = [None] * RECENT

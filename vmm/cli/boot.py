@@ -1,4 +1,4 @@
-"""pyvmm boot FILE [-- ARG...]: run a program in a virtual machine.
+"""pyvmm boot IMAGE [-- COMMAND...]: run a program in a virtual machine.
 
 The main thread is the host's side: it waits for signals, the time-out and the program's end on one pipe, while vCPU
 threads run the guest. It uses no event loop: asyncio's import alone would cost half of the start-up budget.
@@ -11,9 +11,10 @@ import select
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.cli import EXIT_ERROR, UsageError, parser_of
+from vmm.image.model import Image, ImageError
 from vmm.machine import BootError, Config, Machine
 
 if TYPE_CHECKING:
@@ -21,18 +22,36 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TextIO
 
+    from devices.rootfs import MountSpec
+
 TIMED_OUT = 124
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL after a time-out."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+ROOT_OPTIONS = ("mount", "tmpfs", "read_only", "workdir", "user", "export")
+"""Options that say something of a root file system."""
+SUPPRESSED = "==SUPPRESS=="
+"""argparse.SUPPRESS: no line in --help."""
+DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DONE = b"\0"
 """Written to the wake-up pipe when the program has ended; signals write their number."""
 
 
+class Job(NamedTuple):
+    """What is to be run, from the options and the image."""
+
+    argv: list[str]
+    env: list[bytes]
+    cwd: bytes
+    user: str
+
+
 def run(words: Sequence[str]) -> int:
     """Run `pyvmm boot`; the exit status."""
-    options, program = parse(words)
+    options, arguments = parse(words)
+    image = find_image(options.image)
+    job = job_of(options, image, arguments)
     trace = open_trace(options.trace)
     config = Config(
         accel=options.accel,
@@ -41,15 +60,22 @@ def run(words: Sequence[str]) -> int:
         pin=options.pin,
         trace=trace,
         stats=options.stats,
+        layers=image.layers,
+        read_only=options.read_only,
+        mounts=mounts_of(options.mount),
+        tmpfs=[os.fsencode(target) for target in options.tmpfs],
+        hostname=os.fsencode(options.hostname),
     )
-    env = environment(options.env)
     try:
         machine = Machine(config)
         machine.open()
     except BootError as error:
         raise UsageError(str(error)) from error
     try:
-        return _run_machine(machine, program, env, options.timeout)
+        status = _run_machine(machine, job, options.timeout)
+        if options.export:
+            machine.export(options.export)
+        return status
     except BootError as error:
         raise UsageError(str(error)) from error
     finally:
@@ -62,13 +88,13 @@ def run(words: Sequence[str]) -> int:
             trace.flush()
 
 
-def _run_machine(machine: Machine, program: list[str], env: list[bytes], timeout: float | None) -> int:
+def _run_machine(machine: Machine, job: Job, timeout: float | None) -> int:
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     machine.on_end = lambda: os.write(writer, DONE)
     old_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     old_handlers = {number: signal.signal(number, _noted) for number in FORWARDED}
     try:
-        machine.start(program, env)
+        machine.start(job.argv, job.env, cwd=job.cwd, user=job.user)
         status = _wait(machine, reader, timeout)
     finally:
         signal.set_wakeup_fd(old_wakeup)
@@ -106,17 +132,68 @@ def _wait(machine: Machine, reader: int, timeout: float | None) -> int:
                 machine.signal(number)
 
 
+def find_image(text: str) -> Image:
+    """What IMAGE means. An ELF file, `host` and a directory need nothing of vmm/image, whose imports take time."""
+    if text == "host":
+        return Image("host", [b"/"])
+    if os.path.isdir(text):
+        return Image("directory", [os.fsencode(text)])
+    try:
+        with open(text, "rb") as file:
+            if file.read(4) == b"\x7fELF":
+                return Image("elf", elf=os.fsencode(text))
+    except OSError:
+        pass  # it may be a name from the store
+    from vmm.image.resolve import resolve
+
+    try:
+        return resolve(text)
+    except ImageError as error:
+        raise UsageError(f"boot: {error}") from error
+
+
+def job_of(options: argparse.Namespace, image: Image, arguments: list[str]) -> Job:
+    """The program, what it is given and whom it runs as: the image's own wishes, overruled by the options."""
+    own = image.config
+    env = environment(own.env, options.env)
+    if image.elf:
+        given = [name for name in ROOT_OPTIONS if getattr(options, name)]
+        if given:
+            option = given[0].replace("_", "-")
+            raise UsageError(f"boot: --{option} needs a root file system; {options.image} is a program")
+        return Job([os.fsdecode(image.elf), *arguments], env, b"/", "")
+    argv = [*own.entrypoint, *(arguments or own.cmd)]
+    if not argv:
+        raise UsageError(f"boot: {options.image} says no command; give one: pyvmm boot {options.image} -- COMMAND")
+    cwd = options.workdir or own.working_dir or "/"
+    return Job(argv, env, os.fsencode(cwd), options.user or own.user)
+
+
+def mounts_of(given: Sequence[str]) -> list[MountSpec]:
+    """--mount SRC:DST[:MODE]."""
+    if not given:
+        return []
+    from devices.rootfs import parse_mount
+
+    try:
+        return [parse_mount(text) for text in given]
+    except ValueError as error:
+        raise UsageError(f"boot: --mount: {error}") from error
+
+
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the program with its arguments."""
+    """The options, and the words behind `--`."""
     parser = parser_of(
         "boot",
-        "Run the statically linked Linux program FILE in a virtual machine, with the arguments ARG.",
-        usage="pyvmm boot [OPTION...] FILE [-- ARG...]",
+        "Run a program in a virtual machine. IMAGE is an ELF file (a static program, which gets the words behind -- as "
+        "its arguments), `host` (the host's own root file system, which is not changed), a directory, an archive of a "
+        "root file system, an OCI or docker archive, or a name from `pyvmm image list`; then COMMAND is run in it.",
+        usage="pyvmm boot [OPTION...] IMAGE [-- COMMAND [ARG...]]",
         epilog="Exit status: the program's; 128 + N if signal N ended it; 124 after a time-out; 125 for an error of "
         "pyvmm's own.",
     )
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("arguments", metavar="ARG", nargs="*")
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("arguments", nargs="*", help=SUPPRESSED)
     parser.add_argument(
         "--accel",
         choices=("auto", "kvm", "emulator"),
@@ -137,14 +214,31 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--trace", metavar="FILE", nargs="?", const="-", help="write every system call, as strace does (--trace=FILE)"
     )
     parser.add_argument("--stats", action="store_true", help="print counts and times in the end")
+    parser.add_argument(
+        "--mount",
+        metavar="SRC:DST[:MODE]",
+        action="append",
+        default=[],
+        help="show a directory or file of the host in the guest: MODE is ro (default), rw, or overlay (the guest may "
+        "write, the host does not see it)",
+    )
+    parser.add_argument("--tmpfs", metavar="DST", action="append", default=[], help="an empty directory in memory")
+    parser.add_argument("--read-only", action="store_true", help="nothing in the root file system can be written")
+    parser.add_argument("--workdir", metavar="DIR", help="the directory that the command starts in")
+    parser.add_argument("--user", metavar="USER[:GROUP]", default="", help="whom it runs as (default: root)")
+    parser.add_argument("--hostname", metavar="NAME", default="pyvmm", help="the guest's host name")
+    parser.add_argument("--export", metavar="DIR", help="in the end, write what the guest has changed to DIR")
     parser.add_argument("--timeout", metavar="SECONDS", type=seconds, help="end the program after this time")
     options_end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(split_trace(words[:options_end]))
     if options.arguments:
-        raise UsageError(f"boot: write -- before the program's arguments: {options.file} -- {options.arguments[0]} ...")
+        word = options.arguments[0]
+        raise UsageError(f"boot: write -- before the command or its arguments: {options.image} -- {word} ...")
     if options.cpus is not None and not 1 <= options.cpus <= 1024:
         raise UsageError("boot: --cpus takes 1 to 1024")
-    return options, [options.file, *words[options_end + 1 :]]
+    if not 0 < len(os.fsencode(options.hostname)) <= 64:
+        raise UsageError("boot: --hostname takes 1 to 64 bytes")
+    return options, list(words[options_end + 1 :])
 
 
 def split_trace(words: Sequence[str]) -> list[str]:
@@ -179,12 +273,12 @@ def cpu_list(text: str) -> list[int]:
     return cpus
 
 
-def environment(given: Sequence[str]) -> list[bytes]:
-    """The program's environment."""
-    values = {
-        b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        b"TERM": os.environb.get(b"TERM", b"dumb"),
-    }
+def environment(image: Sequence[str], given: Sequence[str]) -> list[bytes]:
+    """The program's environment: the image's, then what --env says."""
+    values = {b"PATH": DEFAULT_PATH, b"TERM": os.environb.get(b"TERM", b"dumb")}
+    for item in image:
+        name, _, value = os.fsencode(item).partition(b"=")
+        values[name] = value
     for item in given:
         name, equals, value = os.fsencode(item).partition(b"=")
         if not name:

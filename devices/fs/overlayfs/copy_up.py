@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from devices.errors import SysError
 from devices.task.process import Credentials
+from vmm.memory.frames import OutOfFrames
 
 if TYPE_CHECKING:
     from devices.kernel import Kernel
+    from devices.memory.filepages import FilePages
     from devices.task.task import Task
     from devices.vfs.inode import Inode
 
 BUFFER = 1 << 20
 
 
-class Readable(Protocol):
-    """A regular file's inode that a layer may be made of."""
+class Contents(Protocol):
+    """The bytes of a regular file, as the monitor itself reads them (a Backing, devices/memory/backing.py)."""
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill `view` from `offset` in bytes on; the bytes read, short at the end of the file."""
 
 
-class Writable(Protocol):
-    """A regular file's inode in an upper layer."""
-
-    def write_from(self, view: memoryview, offset: int) -> int:
-        """Write `view` at `offset` in bytes; the bytes written. SysError(ENOSPC)."""
+def contents_of(inode: Inode) -> Contents:
+    """What a regular file of a layer holds: a file in memory has `pages`, a host file is read itself."""
+    pages: Contents | None = getattr(inode, "pages", None)
+    return cast("Contents", inode) if pages is None else pages
 
 
 class Mounter:
@@ -52,21 +53,25 @@ def make_copy(mounter: Task, directory: Inode, name: bytes, old: Inode) -> Inode
 
 
 def copy_contents(old: Inode, new: Inode, size: int) -> None:
-    """The first `size` bytes; holes (blocks of zeroes) stay holes."""
-    source, target = cast("Readable", old), cast("Writable", new)
+    """The first `size` bytes, into a file in memory; blocks of zeroes stay holes. SysError(ENOSPC, ENOMEM)."""
+    source, target = contents_of(old), cast("FilePages", contents_of(new))
     buffer = memoryview(bytearray(min(BUFFER, max(size, 1))))
     zeroes = bytes(len(buffer))
+    new.truncate(size)
     done = 0
     while done < size:
         part = buffer[: min(len(buffer), size - done)]
         count = source.read_into(part, done)
         if not count:
             break
-        if part[:count] != zeroes[:count] and target.write_from(part[:count], done) != count:
-            raise SysError(errno.ENOSPC)
+        try:
+            if part[:count] != zeroes[:count]:
+                if target.make_room(done, count) != count:
+                    raise SysError(errno.ENOSPC)
+                target.store([part[:count]], done, count)
+        except OutOfFrames:
+            raise SysError(errno.ENOMEM, "the machine's memory is used up") from None
         done += count
-    if new.size < size:
-        new.truncate(size)
 
 
 def copy_attributes(mounter: Task, old: Inode, new: Inode) -> None:

@@ -137,6 +137,10 @@ class FakeTracer:
     def task_gone(self, task: Task) -> None: ...
 
 
+class FakeAccelerator:
+    fpu_size = AVX_SIZE
+
+
 class FakeKernel:
     INIT_PID = 1
 
@@ -148,6 +152,7 @@ class FakeKernel:
         self.tasks: dict[int, Task] = {}
         self.processes: dict[int, Process] = {}
         self.tracer: FakeTracer | None = None
+        self.accelerator = FakeAccelerator()
 
     def __getattr__(self, name: str) -> Any:
         """What tasks ask of a kernel that has nothing to do with signals."""

@@ -57,6 +57,8 @@ from vmm.cpu import FIXED_RFLAGS, GP, RAX, RBX, RDI, RDX, RFLAGS, RIP, RSI, RSP
 from vmm.layout import PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.task.task import Task
 
 SECOND = CODE + 0x800
@@ -65,6 +67,21 @@ SYSCALL_AT = CODE + 0x10
 
 def regs(task: Task) -> list[int]:
     return task.cpu.save()
+
+
+def writes(task: Task, then: Callable[[], object] = lambda: None) -> list[int]:
+    """The addresses that are written to from now on; `then` is done at each."""
+    addresses: list[int] = []
+    memory = memory_of(task)
+    write = memory.write
+
+    def noting(address: int, data: bytes) -> None:
+        addresses.append(address)
+        then()
+        write(address, data)
+
+    setattr(memory, "write", noting)  # noqa: B010  # an instance's own method
+    return addresses
 
 
 def ret(task: Task) -> None:
@@ -500,9 +517,20 @@ def test_a_handler_that_is_not_canonical() -> None:
     catch(task.process, SIGUSR1, handler=1 << 63)
     catch(task.process, SIGSEGV, SA_NODEFER, handler=1 << 62)
     send_locked(task, SIGUSR1)
+    frames = writes(task)
     with pytest.raises(TaskExit):
         deliver_locked(task)
     assert task.process.status == SIGSEGV
+    assert len(frames) == 2  # not one after the other until the stack is full
+
+
+def test_the_end_of_the_process_while_a_frame_is_written_is_not_forgotten() -> None:
+    task = World().task()
+    catch(task.process, SIGUSR1)
+    send_locked(task, SIGUSR1)
+    writes(task, lambda: task.process.exit_group_locked(9))  # out of memory
+    deliver_locked(task)
+    assert task.work
 
 
 def test_siginfo_is_where_the_handler_looks() -> None:

@@ -40,6 +40,7 @@ from tests.unit.devices.signals.support import (
     RESTORER,
     STACK_TOP,
     U64,
+    FakeAccelerator,
     World,
     cpu_of,
     memory_of,
@@ -133,10 +134,11 @@ def test_handlers_start_with_the_hosts_fpu_state(dump: Dump) -> None:
     assert dump.area()[fpstate.FCW : fpstate.FCW + 2] != area[fpstate.FCW : fpstate.FCW + 2]
 
 
-def test_the_hosts_frame_is_understood(dump: Dump) -> None:
+def test_the_hosts_frame_is_understood(dump: Dump, monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_at(dump)
     task.memory.write(dump.rsp, dump.frame[: dump.stack + dump.size - dump.rsp])
     cpu_of(task).area = bytes(len(dump.area()))
+    monkeypatch.setattr(FakeAccelerator, "fpu_size", len(dump.area()))
     state = [0] * 18
     state[RSP] = dump.rsp + 8
     saved = frame.read(task, state)

@@ -228,8 +228,11 @@ class MemFile(SeekableFile):
         """It is in memory."""
 
     def fallocate(self, task: Task, mode: int, offset: int, length: int) -> None:
-        if mode & ~1:
+        if mode & ~3:
             raise SysError(errno.EOPNOTSUPP)
+        if mode & 2:
+            end = min(offset + length, self.file.size)
+            self.file.data[offset:end] = bytes(max(0, end - offset))
         if not mode and offset + length > self.file.size:
             self.file.truncate(offset + length)
 

@@ -14,13 +14,15 @@ import pickle
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from tests.unit.devices.support import NUMBERS
+
 if TYPE_CHECKING:
     from tests.unit.devices.support import World
 
 AT_FDCWD = -100
 OPENERS = ("open", "openat", "openat2", "creat", "dup", "open_tree", "fsopen", "fsmount", "fspick")
 CLONE_NEWNS = 0x20000
-MS_REC, MS_PRIVATE = 16384, 1 << 18
+MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
 
 
 class Fd(NamedTuple):
@@ -117,8 +119,6 @@ class Server:
         self.mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY)
 
     def run(self) -> None:
-        from tests.unit.devices.support import NUMBERS
-
         descriptors = Descriptors()
         with os.fdopen(self.requests, "rb") as requests, os.fdopen(self.answers, "wb") as answers:
             pickle.dump(self.prepare(), answers)
@@ -128,7 +128,7 @@ class Server:
                     name, arguments = pickle.load(requests)
                 except EOFError:
                     return
-                pickle.dump(self.serve(NUMBERS, descriptors, name, arguments), answers)
+                pickle.dump(self.serve(descriptors, name, arguments), answers)
                 answers.flush()
 
     def prepare(self) -> str | None:
@@ -137,17 +137,21 @@ class Server:
             ("unshare", (CLONE_NEWNS,)),
             ("mount", (None, b"/", None, MS_REC | MS_PRIVATE, None)),
             ("mount", (b"none", place, b"tmpfs", 0, b"mode=755")),
-            ("chroot", (place,)),
+            ("chdir", (place,)),
+            ("pivot_root", (b".", b".")),
+            ("umount2", (b".", MNT_DETACH)),
             ("chdir", (b"/",)),
         )
         for name, arguments in steps:
-            if getattr(self.libc, name)(*arguments):
+            call = self.libc.syscall if name == "pivot_root" else getattr(self.libc, name)
+            numbered = (NUMBERS[name], *arguments) if name == "pivot_root" else arguments
+            if call(*numbered):
                 return f"{name}: {os.strerror(ctypes.get_errno())}"
         os.umask(0o022)
         self.libc.setgroups(0, None)
         return None
 
-    def serve(self, numbers: dict[str, int], descriptors: Descriptors, name: str, arguments: Any) -> Answer:
+    def serve(self, descriptors: Descriptors, name: str, arguments: Any) -> Answer:
         if name == "mountinfo":
             return 0, [os.pread(self.mountinfo, 1 << 16, 0)]
         rooms: list[Any] = []
@@ -165,7 +169,7 @@ class Server:
             else:
                 values.append(ctypes.c_long(argument))
         self.libc.syscall.restype = ctypes.c_long
-        result = self.libc.syscall(ctypes.c_long(numbers[name]), *values)
+        result = self.libc.syscall(ctypes.c_long(NUMBERS[name]), *values)
         if result < 0:
             result = -ctypes.get_errno()
         return descriptors.note(name, result), [room.raw for room in rooms]

@@ -67,7 +67,9 @@ def just(value: Argument) -> st.SearchStrategy[Argument]:
 
 
 how = st.builds(
-    lambda flags, mode, resolve: Data(struct.pack("<QQQ", flags, mode if flags & (O_CREAT | 0o20000000) else 0, resolve)),
+    lambda flags, mode, resolve: Data(
+        struct.pack("<QQQ", flags, mode if flags & (O_CREAT | 0o20000000) else 0, resolve)
+    ),
     st.one_of(open_flags, open_flags, rare_flags),
     mode,
     resolve,
@@ -138,6 +140,7 @@ INITIAL: list[Call] = [
     ("symlink", (b"a/b", b"c")),
     ("symlink", (b"/a", b"d")),
 ]
+
 
 def comparable(name: str, answer: Answer) -> object:
     """Of an answer what must be the same."""
