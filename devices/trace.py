@@ -38,6 +38,7 @@ class Tracer:
     def __init__(self, out: TextIO) -> None:
         self.out = out
         self._several = False
+        self._failed = False
 
     def tracing(self, declaration: Declaration, call: Handler) -> Handler:
         """`call`, with a line written for each of its calls."""
@@ -106,8 +107,14 @@ class Tracer:
         self._line(task, f"+++ {how} +++")
 
     def _line(self, task: Task, text: str) -> None:
+        if self._failed:
+            return
         self._several = self._several or len(task.kernel.tasks) > 1
-        self.out.write(f"[pid {task.tid:5}] {text}\n" if self._several else f"{text}\n")
+        try:
+            self.out.write(f"[pid {task.tid:5}] {text}\n" if self._several else f"{text}\n")
+        except OSError as error:  # whoever read it has enough, or the disk is full: the program goes on
+            self._failed = True
+            task.kernel.notices.append(f"the trace ends here: {error.strerror}")
 
 
 def failure(number: int, reason: str = "") -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from devices.errors import Interrupted, LeaveGuest, SysError, host_errno
 from devices.poll.abi import POLLIN, POLLOUT, POLLPRI, POLLRDNORM, POLLWRNORM
+from devices.signals.info import SigInfo
 from devices.signals.send import send_locked
 from devices.vfs.abi import O_NONBLOCK
 from devices.vfs.files import OpenFile
@@ -108,7 +109,7 @@ class ConsoleFile(OpenFile):
                 return self._write_once(task, views)
         except SysError as error:
             if error.errno == errno.EPIPE:
-                send_locked(task, signal.SIGPIPE)
+                send_locked(task, signal.SIGPIPE, SigInfo.sent_by(task, signal.SIGPIPE))
             raise
 
     def _write_once(self, task: Task, views: list[memoryview]) -> int:

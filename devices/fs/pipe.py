@@ -1,28 +1,33 @@
-"""Pipes: bytes in at one end, out at the other (fs/pipe.c)."""
+"""Pipes and FIFOs: bytes in at one end, out at the other (fs/pipe.c)."""
 
 from __future__ import annotations
 
 import errno
-import os
 import signal
-import stat
 import struct
 from collections import deque
+from stat import S_IFIFO
 from typing import TYPE_CHECKING
 
 from devices.errors import Interrupted, LeaveGuest, SysError
+from devices.fs.internal import internal_mount_of
 from devices.poll.abi import POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM
+from devices.signals.info import SigInfo
 from devices.signals.send import send_locked
 from devices.task.capabilities import CAP_SYS_RESOURCE
-from devices.vfs.abi import O_DIRECT, O_NONBLOCK, O_RDONLY, O_WRONLY
+from devices.vfs.abi import O_ACCMODE, O_DIRECT, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY
 from devices.vfs.files import OpenFile
+from devices.vfs.inode import Inode, StatFs, SuperBlock
+from devices.vfs.mount import unnamed_path
 from devices.vfs.transfer import chunks
 from devices.wait import PollQueue, WaitQueue
 from vmm.layout import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
+    from devices.kernel import Kernel
     from devices.task.task import Task
     from devices.vfs.files import Segments
+    from devices.vfs.path import Dentry, Path
 
 PIPE_BUF = 4096
 """A write of at most this many bytes is not mixed with other writers'."""
@@ -30,8 +35,9 @@ DEFAULT_PAGES = 16
 MAX_UNPRIVILEGED = 1 << 20
 """/proc/sys/fs/pipe-max-size."""
 FIONREAD = 0x541B
-PIPEFS_DEV = 13
-"""st_dev of pipes: an anonymous device."""
+PIPEFS_MAGIC = 0x50495045
+PACKET, FIXED = 1, 2
+"""A buffer that stands for itself (O_DIRECT), one that nothing is put behind (splice)."""
 
 
 class Pipe:
@@ -39,37 +45,44 @@ class Pipe:
 
     def __init__(self) -> None:
         self.buffers: deque[bytearray] = deque()
-        self.packets: deque[bool] = deque()
-        """Of each buffer: does it stand for itself (O_DIRECT)?"""
+        self.kinds: deque[int] = deque()
+        """Of each buffer: 0, PACKET or FIXED."""
         self.pages = DEFAULT_PAGES
         self.readers = self.writers = 0
+        self.readers_ever = self.writers_ever = 0
+        """How often an end was opened: what an open that waits for the other side looks at."""
         self.pollers = PollQueue()
         self.read_queue = WaitQueue()
         self.write_queue = WaitQueue()
+        self.open_queue = WaitQueue()
 
     @property
     def size(self) -> int:
         return sum(map(len, self.buffers))
 
+    @property
+    def free(self) -> int:
+        """Buffers that may still come."""
+        return max(self.pages - len(self.buffers), 0)
+
     def room(self, length: int) -> bool:
         """Is there room for a write of `length` bytes to begin? One that is atomic wants room for all of it."""
-        free = self.pages - len(self.buffers)
-        return free > 0 if length > PIPE_BUF else free > 0 or self._fits(length)
+        return self.free > 0 or (length <= PIPE_BUF and self._fits(length))
 
     def _fits(self, length: int) -> bool:
         """Does it fit behind what the last page holds?"""
-        return bool(self.buffers) and not self.packets[-1] and len(self.buffers[-1]) + length <= PAGE_SIZE
+        return bool(self.buffers) and not self.kinds[-1] and len(self.buffers[-1]) + length <= PAGE_SIZE
 
-    def put(self, data: bytes, packet: bool) -> int:
+    def put(self, data: bytes, kind: int = 0) -> int:
         """Take as much of `data` as there is room for; the number of bytes."""
         done = 0
-        if not packet and self._fits(len(data) % PAGE_SIZE) and len(data) % PAGE_SIZE:
+        if not kind and self._fits(len(data) % PAGE_SIZE) and len(data) % PAGE_SIZE:
             done = len(data) % PAGE_SIZE
             self.buffers[-1] += data[:done]
         while done < len(data) and len(self.buffers) < self.pages:
             part = data[done : done + PAGE_SIZE]
             self.buffers.append(bytearray(part))
-            self.packets.append(packet)
+            self.kinds.append(kind)
             done += len(part)
         return done
 
@@ -80,34 +93,55 @@ class Pipe:
             buffer = self.buffers[0]
             part = buffer[: length - len(found)]
             found += part
-            if self.packets[0] or len(part) == len(buffer):
+            if self.kinds[0] & PACKET or len(part) == len(buffer):
                 self.buffers.popleft()
-                if self.packets.popleft():
+                if self.kinds.popleft() & PACKET:
                     break
             else:
                 del buffer[: len(part)]
         return bytes(found)
 
+    # What an end tells the other
+
+    def filled(self) -> None:
+        """There is something to read."""
+        self.read_queue.wake(1)
+        self.pollers.tell(POLLIN | POLLRDNORM)
+
+    def drained(self, was_full: bool) -> None:
+        """There is more room."""
+        if was_full:
+            self.pollers.tell(POLLOUT | POLLWRNORM)
+        self.write_queue.wake_all()
+        if self.buffers:
+            self.read_queue.wake(1)
+
 
 class PipeEnd(OpenFile):
-    """An open end of a pipe."""
+    """An open end of a pipe or FIFO, or (O_RDWR) both ends of a FIFO."""
+
+    supports_nowait = True
 
     def __init__(self, pipe: Pipe, flags: int) -> None:
         super().__init__(flags)
         self.pipe = pipe
         self.pollers = pipe.pollers
-        self._reads = flags & 3 != O_WRONLY
-        self._writes = flags & 3 != O_RDONLY
-        pipe.readers += self._reads
-        pipe.writers += self._writes
+        self.reads = flags & O_ACCMODE != O_WRONLY
+        self.writes = flags & O_ACCMODE in (O_WRONLY, O_RDWR)
+        self._no_writer_yet = -1
+        """`writers_ever` at the open of a FIFO's end that did not wait for a writer: no POLLHUP before one came."""
+        pipe.readers += self.reads
+        pipe.writers += self.writes
+        pipe.readers_ever += self.reads
+        pipe.writers_ever += self.writes
 
     def poll(self) -> int:
         pipe = self.pipe
         ready = 0
-        if self._reads:
+        if self.reads:
             ready |= POLLIN | POLLRDNORM if pipe.buffers else 0
-            ready |= 0 if pipe.writers else POLLHUP
-        if self._writes:
+            ready |= POLLHUP if not pipe.writers and self._no_writer_yet != pipe.writers_ever else 0
+        if self.writes:
             ready |= POLLOUT | POLLWRNORM if len(pipe.buffers) < pipe.pages else 0
             ready |= 0 if pipe.readers else POLLERR
         return ready
@@ -117,24 +151,27 @@ class PipeEnd(OpenFile):
         wanted = sum(length for _, length in segments)
         if not wanted:
             return 0
-        while not pipe.buffers:
-            if not pipe.writers:
-                return 0
-            self._wait(task, pipe.read_queue)
+        if not self.wait_filled(task, bool(self.flags & O_NONBLOCK)):
+            return 0
         views = [view for part in chunks(task, segments, True) for view in part]
-        was_full = len(pipe.buffers) >= pipe.pages
+        was_full = not pipe.free
         data = pipe.take(wanted)
         done = 0
         for view in views:
             part = data[done : done + len(view)]
             view[: len(part)] = part
             done += len(part)
-        if was_full:
-            pipe.pollers.tell(POLLOUT | POLLWRNORM)
-        pipe.write_queue.wake_all()
-        if pipe.buffers:
-            pipe.read_queue.wake(1)
+        pipe.drained(was_full)
         return len(data)
+
+    def wait_filled(self, task: Task, nonblock: bool) -> bool:
+        """Wait until something can be read; False at the end. SysError(EAGAIN)."""
+        pipe = self.pipe
+        while not pipe.buffers:
+            if not pipe.writers:
+                return False
+            wait(task, pipe.read_queue, nonblock)
+        return True
 
     def write(self, task: Task, segments: Segments) -> int:
         total = sum(length for _, length in segments)
@@ -146,33 +183,34 @@ class PipeEnd(OpenFile):
                 done += self._write_some(task, segments, done, total - done)
         except (SysError, Interrupted) as error:
             if isinstance(error, SysError) and error.errno == errno.EPIPE:
-                send_locked(task, signal.SIGPIPE)
+                send_locked(task, signal.SIGPIPE, SigInfo.sent_by(task, signal.SIGPIPE))
             if not done:
                 raise
+        if done and self.inode is not None:
+            self.inode.mtime = self.inode.ctime = task.kernel.clock.realtime_ns()
         return done
+
+    def wait_room(self, task: Task, length: int, nonblock: bool) -> None:
+        """Wait until a write of `length` bytes may begin. SysError(EPIPE, EAGAIN)."""
+        pipe = self.pipe
+        while True:
+            if not pipe.readers:
+                raise SysError(errno.EPIPE)
+            if pipe.room(length):
+                return
+            wait(task, pipe.write_queue, nonblock)
 
     def _write_some(self, task: Task, segments: Segments, done: int, left: int) -> int:
         """Wait for room and fill it with what is behind the first `done` bytes; the bytes put.
 
         The guest's memory is looked up after the wait: while it lasted, it may have been unmapped."""
         pipe = self.pipe
-        while True:
-            if not pipe.readers:
-                raise SysError(errno.EPIPE)
-            if pipe.room(left):
-                break
-            self._wait(task, pipe.write_queue)
+        self.wait_room(task, left, bool(self.flags & O_NONBLOCK))
         size = min(left, max(pipe.pages - len(pipe.buffers), 1) << PAGE_SHIFT)
         views = [view for part in chunks(task, cut(segments, done, size), False) for view in part]
-        put = pipe.put(b"".join(views), bool(self.flags & O_DIRECT))
-        pipe.read_queue.wake(1)
-        pipe.pollers.tell(POLLIN | POLLRDNORM)
+        put = pipe.put(b"".join(views), PACKET if self.flags & O_DIRECT else 0)
+        pipe.filled()
         return put
-
-    def _wait(self, task: Task, queue: WaitQueue) -> None:
-        if self.flags & O_NONBLOCK:
-            raise SysError(errno.EAGAIN)
-        task.block(queue)
 
     def ioctl(self, task: Task, request: int, argument: int) -> int:
         if request == FIONREAD:
@@ -197,19 +235,14 @@ class PipeEnd(OpenFile):
         self.pipe.pages = pages
         return pages << PAGE_SHIFT
 
-    def stat(self) -> os.stat_result:
-        ino = id(self.pipe) >> 4 & 0xFFFF_FFFF
-        first = (stat.S_IFIFO | 0o600, ino, PIPEFS_DEV, 1, 0, 0, 0)
-        return os.stat_result((*first, *(0,) * 9, PAGE_SIZE, 0, 0))
-
     def release_locked(self) -> None:
         pipe = self.pipe
-        pipe.readers -= self._reads
-        pipe.writers -= self._writes
-        if self._reads and not pipe.readers:
+        pipe.readers -= self.reads
+        pipe.writers -= self.writes
+        if self.reads and not pipe.readers:
             pipe.write_queue.wake_all()
             pipe.pollers.tell(POLLOUT | POLLERR)
-        if self._writes and not pipe.writers:
+        if self.writes and not pipe.writers:
             pipe.read_queue.wake_all()
             pipe.pollers.tell(POLLIN | POLLHUP)
 
@@ -226,7 +259,109 @@ def cut(segments: Segments, start: int, length: int) -> Segments:
     return found
 
 
-def make_pipe(flags: int) -> tuple[PipeEnd, PipeEnd]:
+def wait(task: Task, queue: WaitQueue, nonblock: bool) -> None:
+    if nonblock:
+        raise SysError(errno.EAGAIN)
+    task.block(queue)
+
+
+# Pipes: files without a name
+
+
+class PipeFs(SuperBlock):
+    """pipefs: what fstat(2) of a pipe tells of."""
+
+    fstype = b"pipefs"
+    magic = PIPEFS_MAGIC
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel.new_dev_locked(), b"pipefs")
+        self.root = Inode(self, 1, 0o40555)
+        self._last_ino = 1
+
+    def new_ino(self) -> int:
+        self._last_ino += 1
+        return self._last_ino
+
+    def statfs(self) -> StatFs:
+        return StatFs(self.magic, PAGE_SIZE, 0, 0, 0, 0, 0, 0)
+
+    def name_of(self, dentry: Dentry) -> bytes:
+        return b"pipe:[%d]" % dentry.inode.ino
+
+
+class PipeInode(Inode):
+    __slots__ = ()
+
+    @property
+    def blocks(self) -> int:
+        return 0
+
+
+def make_pipe(task: Task, flags: int) -> tuple[PipeEnd, PipeEnd]:
     """The two ends of a new pipe; `flags`: O_NONBLOCK, O_DIRECT."""
-    pipe = Pipe()
-    return PipeEnd(pipe, O_RDONLY | flags & O_NONBLOCK), PipeEnd(pipe, O_WRONLY | flags & (O_NONBLOCK | O_DIRECT))
+    kernel = task.kernel
+    mount = internal_mount_of(kernel, b"pipe", lambda: PipeFs(kernel))
+    fs = mount.sb
+    assert isinstance(fs, PipeFs)
+    inode = PipeInode(fs, fs.new_ino(), S_IFIFO | 0o600, task.credentials.fsuid, task.credentials.fsgid)
+    inode.atime = inode.mtime = inode.ctime = kernel.clock.realtime_ns()
+    inode.pipe = pipe = Pipe()
+    ends = PipeEnd(pipe, O_RDONLY | flags & O_NONBLOCK), PipeEnd(pipe, O_WRONLY | flags & (O_NONBLOCK | O_DIRECT))
+    place = unnamed_path(mount, inode)
+    for end in ends:
+        end.attach(place)
+    return ends
+
+
+# FIFOs
+
+
+class FifoEnd(PipeEnd):
+    """An end of a named pipe, whose contents are lost with the last end."""
+
+    def release_locked(self) -> None:
+        super().release_locked()
+        if self.inode is not None and not self.pipe.readers and not self.pipe.writers:
+            self.inode.pipe = None
+
+
+def open_fifo(task: Task, place: Path, flags: int) -> PipeEnd:
+    """fifo_open(): an end, once the other side is there too. SysError(ENXIO, EINVAL), Interrupted."""
+    inode = place.dentry.inode
+    mode = flags & O_ACCMODE
+    if mode not in (O_RDONLY, O_WRONLY, O_RDWR):
+        raise SysError(errno.EINVAL, "access mode")
+    pipe = inode.pipe
+    if not isinstance(pipe, Pipe):
+        pipe = Pipe()
+    alone = not (pipe.writers if mode == O_RDONLY else pipe.readers)
+    waits = alone and mode != O_RDWR and not flags & O_NONBLOCK
+    if mode == O_WRONLY and alone and flags & O_NONBLOCK:
+        raise SysError(errno.ENXIO, "no reader")
+    if waits:
+        task.check_may_wait_locked()
+    inode.pipe = pipe
+    end = FifoEnd(pipe, flags)
+    end.attach(place)
+    pipe.open_queue.wake_all()
+    if waits:
+        _wait_for_partner(task, pipe, end)
+    elif alone and mode == O_RDONLY:
+        end._no_writer_yet = pipe.writers_ever
+    return end
+
+
+def _wait_for_partner(task: Task, pipe: Pipe, end: FifoEnd) -> None:
+    """Wait until the other end has been opened, whether it still is or not."""
+
+    def others() -> int:
+        return pipe.writers_ever if end.reads else pipe.readers_ever
+
+    before = others()
+    try:
+        while others() == before:
+            task.block(pipe.open_queue)
+    except BaseException:
+        end.hold().put_locked()
+        raise

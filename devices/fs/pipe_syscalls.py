@@ -28,14 +28,17 @@ def pipe2(task: Task, pipefd: Ptr, flags: OpenFlags) -> int:
     if flags & ~(O_CLOEXEC | O_NONBLOCK | O_DIRECT):
         raise SysError(errno.EINVAL, "unknown flag")
     limit = task.process.rlimits[RLIMIT_NOFILE][0]
-    reader, writer = make_pipe(flags)
-    installed = []
+    reader, writer = make_pipe(task, flags)
+    installed: list[int] = []
     try:
-        for end in (reader, writer):
+        for end in (reader.hold(), writer.hold()):
             installed.append(task.files.install(end, limit, cloexec=bool(flags & O_CLOEXEC)))
         task.memory.write(pipefd, struct.pack("<ii", *installed))
     except SysError:
         for fd in installed:
             task.files.close_locked(fd)
         raise
+    finally:
+        reader.put_locked()
+        writer.put_locked()
     return 0

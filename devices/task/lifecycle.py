@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from devices.args import EnumSet, FlagSet, HexArg, Int, Ptr, Size
 from devices.bus import syscall
-from devices.errors import SysError, TaskExit
+from devices.errors import ERESTARTNOINTR, SysError, TaskExit
 from devices.task.task import Task
 from vmm.cpu import RAX, RSP
 from vmm.layout import TASK_SIZE
@@ -99,6 +99,7 @@ def check_clone_flags(flags: int) -> None:
 def start_thread(parent: Task, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int) -> int:
     """Make a thread of `parent`'s process that returns 0 from the call; its tid."""
     check_clone_flags(flags)
+    parent.check_may_wait_locked(ERESTARTNOINTR)  # a process that is being stopped or ended starts nothing
     kernel = parent.kernel
     if flags & CLONE_SETTLS and tls >= TASK_SIZE:
         raise SysError(errno.EPERM, "TLS outside of the address space")

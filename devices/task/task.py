@@ -115,9 +115,13 @@ class Task:
             lock.acquire()
             if self._token and not got:
                 self._wake.acquire()
-            if self._token or (deadline is not None and clock.monotonic_ns() >= deadline):
+            told, self._token = self._token, False
+            # Told to look at its signals, it may find that another thread was quicker: then it sleeps on
+            if self._woken or (told and self.work and self.signal_pending_locked()):
                 break
-        self._asleep = self._token = False
+            if deadline is not None and clock.monotonic_ns() >= deadline:
+                break
+        self._asleep = False
         if self._woken:
             return True
         if self.work and self.signal_pending_locked():

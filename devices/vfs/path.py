@@ -205,7 +205,18 @@ def start_of(task: Task, dirfd: int) -> Path:
 class Walk:
     """One path walk (struct nameidata). `flags`: LOOKUP_*."""
 
-    __slots__ = ("dentry", "directory", "flags", "follow", "links", "mount", "root_dentry", "root_mount", "task")
+    __slots__ = (
+        "dentry",
+        "directory",
+        "flags",
+        "follow",
+        "links",
+        "mount",
+        "root_dentry",
+        "root_mount",
+        "rooted",
+        "task",
+    )
 
     mount: Mount
     """Where the walk is, with `dentry`."""
@@ -218,6 +229,8 @@ class Walk:
         self.directory = bool(flags & LOOKUP_DIRECTORY)
         """The last component must be a directory."""
         self.links = 0
+        self.rooted = False
+        """The walk has met the root, or what is in its place (for RESOLVE_NO_XDEV: see _to_root())."""
         self.root_mount, self.root_dentry = task.process.fs.root
 
     # Beginnings
@@ -227,6 +240,7 @@ class Walk:
         flags = self.flags
         if path.startswith(b"/") and not flags & LOOKUP_SCOPED:
             self.mount, self.dentry = self.root_mount, self.root_dentry
+            self.rooted = True
             return
         if path.startswith(b"/") and flags & LOOKUP_BENEATH:
             raise SysError(errno.EXDEV, "RESOLVE_BENEATH: an absolute path")
@@ -235,6 +249,7 @@ class Walk:
             raise SysError(errno.ENOTDIR)
         if flags & LOOKUP_SCOPED:
             self.root_mount, self.root_dentry = self.mount, self.dentry
+            self.rooted = True
 
     def to_end(self, dirfd: int, path: bytes) -> Path:
         """path_lookupat(): the whole path."""
@@ -323,6 +338,7 @@ class Walk:
     def up(self) -> None:
         """follow_dotdot()."""
         mount, dentry = self.mount, self.dentry
+        self.rooted = True
         while True:
             if dentry is self.root_dentry and mount is self.root_mount:
                 return self._at_root()
@@ -390,10 +406,10 @@ class Walk:
         self.mount, self.dentry = target
 
     def _to_root(self) -> None:
-        """nd_jump_root()."""
+        """nd_jump_root(). Where nothing before has led to the root, the kernel does not know that it is on the same mount."""
         if self.flags & LOOKUP_BENEATH:
             raise SysError(errno.EXDEV, "RESOLVE_BENEATH: an absolute link")
-        if self.flags & LOOKUP_NO_XDEV and self.mount is not self.root_mount:
+        if self.flags & LOOKUP_NO_XDEV and not (self.rooted and self.mount is self.root_mount):
             raise SysError(errno.EXDEV, "RESOLVE_NO_XDEV")
         self.mount, self.dentry = self.root_mount, self.root_dentry
 

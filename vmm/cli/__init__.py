@@ -74,5 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def complain(text: str) -> int:
     """Print pyvmm's one line; the status that goes with it."""
-    sys.stderr.write(f"pyvmm: {text}\n")
+    tell(f"pyvmm: {text}\n")
     return EXIT_ERROR
+
+
+def tell(text: str) -> None:
+    """Write to the standard error stream; that nobody reads it changes nothing."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.cli import EXIT_ERROR, UsageError, parser_of
+from vmm.cli import UsageError, complain, parser_of, tell
 from vmm.image.model import Image, ImageError
 from vmm.machine import BootError, Config, Machine
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TIMED_OUT = 124
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL after a time-out."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCONT)
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 ROOT_OPTIONS = ("mount", "tmpfs", "read_only", "workdir", "user", "export")
 """Options that say something of a root file system."""
@@ -81,11 +81,11 @@ def run(words: Sequence[str]) -> int:
     finally:
         machine.close()
         for notice in machine.kernel.notices:
-            sys.stderr.write(f"pyvmm: {notice}\n")
+            tell(f"pyvmm: {notice}\n")
         if options.stats:
-            sys.stderr.write(machine.report() + "\n")
-        if trace is not None:
-            trace.flush()
+            tell(machine.report() + "\n")
+        if trace is not None and trace is not sys.stderr:
+            trace.close()
 
 
 def _run_machine(machine: Machine, job: Job, timeout: float | None) -> int:
@@ -102,9 +102,8 @@ def _run_machine(machine: Machine, job: Job, timeout: float | None) -> int:
             signal.signal(number, handler)
     bugs = machine.kernel.bugs
     if bugs:
-        sys.stderr.write("\n".join(bugs))
-        sys.stderr.write("\npyvmm: the monitor failed (above); please report it\n")
-        return EXIT_ERROR
+        tell("\n".join(bugs))
+        return complain("the monitor failed (above); please report it")
     return status
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from devices.fs.procfs.who import layout_of
+from devices.fs.procfs.layout import layout_of
 from devices.memory.abi import (
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -274,10 +274,7 @@ def sizes(process: Process) -> Sizes:
         elif backing is not None and (flags & VM_SHARED or not flags & VM_WRITE):
             file += space.table.present(vma.start, vma.end).count(1)
     layout = layout_of(process)
-    text = 0
-    if layout is not None:
-        text = (layout.end_code + PAGE_SIZE - 1 >> PAGE_SHIFT) - (layout.start_code >> PAGE_SHIFT)
-    text = min(text, executable)
+    text = min((layout.end_code - layout.start_code) >> PAGE_SHIFT, executable)
     return Sizes(
         space.total_vm, space.resident, file, shared_memory, space.data_vm, stack, text, executable - text,
         space.locked_vm,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from devices.fs.procfs.layout import NOTHING, layout_of
 from devices.fs.procfs.memory import sizes
-from devices.fs.procfs.who import TICK_NS, layout_of, started_ns, state_of
+from devices.fs.procfs.who import TICK_NS, started_ns, state_of
 from devices.fs.pseudo import list_text, mask_text
 from devices.task.permissions import may_trace
 from devices.task.policy import REALTIME, SCHED_DEADLINE, current_cpu
@@ -44,21 +45,18 @@ def stat(reader: Task, who: Who) -> bytes:
     """/proc/[pid]/stat, 52 fields; addresses are 0 for who may not trace the process."""
     process, task = who.process, who.task
     scheduling, actions = task.scheduling, process.actions
-    layout = layout_of(process) if may_trace(reader, task) else None
+    visible = not who.ended and may_trace(reader, task)
+    layout = layout_of(process) if visible else NOTHING
+    brk = process.memory.brk_start if visible else 0
     ticks = who.cpu_ns() // TICK_NS
-    alive = not who.ended
-    code, stack, data, brk, arguments = (0, 0), 0, (0, 0), 0, (0, 0, 0, 0)
-    if alive and layout is not None:
-        code, stack, data = (layout.start_code, layout.end_code), layout.start_stack, layout[2:4]
-        brk, arguments = process.memory.brk_start, layout[5:9]
     signals = (task.pending.bits, task.sigmask, actions.ignored, actions.caught)
     fields = [
         parent_of(process), process.pgid, process.sid, 0, -1, PF_RANDOMIZE, 0, 0, 0, 0,
         ticks, 0, 0, 0, priority_of(task), scheduling.nice, len(process.tasks), 0, started_ns(task) // TICK_NS,
         process.memory.total_vm << PAGE_SHIFT, process.memory.resident, process.rlimits[RLIMIT_RSS][0],
-        *code, stack, 0, 0, *(mask & 0x7FFF_FFFF for mask in signals), 0, 0, 0,
+        *layout[:2], layout.start_stack, 0, 0, *(mask & 0x7FFF_FFFF for mask in signals), 0, 0, 0,
         SIGCHLD if who.group else -1, current_cpu(task), scheduling.priority, scheduling.policy, 0, 0, 0,
-        *data, brk, *arguments, process.status,
+        *layout[2:4], brk, *layout[5:], process.status if visible else 0,
     ]  # fmt: skip
     head = b"%d (%s) %c " % (who.tid, who.name, state_of(who)[0])
     return head + b" ".join(b"%d" % value for value in fields) + b"\n"

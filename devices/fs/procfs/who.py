@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devices.errors import SysError
 from devices.signals.queue import STOP_PENDING
@@ -108,8 +108,3 @@ def is_in(task: Task) -> bool:
 def started_ns(task: Task) -> int:
     """CLOCK_BOOTTIME when the task was made, in ns."""
     return int(getattr(task, "start_ns", 0))
-
-
-def layout_of(process: Process) -> Any:
-    """Where exec has put the program's parts (ProgramLayout), None where that is not known."""
-    return getattr(process.memory, "layout", None)

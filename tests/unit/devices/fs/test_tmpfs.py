@@ -87,7 +87,7 @@ contents = st.one_of(
 )
 names = st.one_of(
     call("mkdir", path, st.sampled_from([0o755, 0o2770])),
-    call("mknod", path, st.sampled_from([0o10644, 0o20600, 0o140600]), just(0x105)),
+    call("mknod", path, st.sampled_from([0o10644, 0o20600, 0o140600]), just(0x3C05)),
     call("unlink", path),
     call("rmdir", path),
     call("link", path, path),
