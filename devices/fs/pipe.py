@@ -101,6 +101,24 @@ class Pipe:
                 del buffer[: len(part)]
         return bytes(found)
 
+    def take_buffer(self, length: int) -> bytes:
+        """At most `length` bytes of the first buffer; the rest of a packet is not lost."""
+        buffer = self.buffers[0]
+        part = bytes(buffer[:length])
+        if len(part) == len(buffer):
+            self.buffers.popleft()
+            self.kinds.popleft()
+        else:
+            del buffer[: len(part)]
+        return part
+
+    def give_back(self, data: bytes) -> None:
+        """Put what was taken back before all that is there."""
+        if data:
+            for at in range((len(data) - 1) // PAGE_SIZE * PAGE_SIZE, -1, -PAGE_SIZE):
+                self.buffers.appendleft(bytearray(data[at : at + PAGE_SIZE]))
+                self.kinds.appendleft(FIXED)
+
     # What an end tells the other
 
     def filled(self) -> None:

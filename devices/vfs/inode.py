@@ -109,6 +109,9 @@ class Inode:
     cacheable = True
     """Lookups of its children may be kept as dentries. False where names come and go on their own (procfs, hostfs)."""
 
+    opens_itself = False
+    """Its open() is asked even where it is a FIFO, a socket or a device file."""
+
     def __init__(self, sb: SuperBlock, ino: int, mode: int, uid: int = 0, gid: int = 0) -> None:
         self.sb = sb
         self.ino = ino

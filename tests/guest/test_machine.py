@@ -128,3 +128,30 @@ def test_a_machine_of_no_memory(accelerator: str) -> None:
 
     with pytest.raises(BootError, match="memory"):
         asyncio.run(main())
+
+
+def test_vcpu_threads_are_named_and_pinned(config: Config) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    config.pin = [cpu]
+
+    async def main() -> dict[str, set[int]]:
+        async with Machine(config) as machine:
+            machine.start([program("hostile"), "many_spinners"])
+            while len(machine.kernel.tasks) < 9:
+                await asyncio.sleep(0.01)
+            return vcpus()
+
+    found = asyncio.run(main())
+    assert len(found) == 9
+    assert all(name.removeprefix("vcpu-").isdigit() for name in found)
+    assert set(map(frozenset, found.values())) == {frozenset({cpu})}
+
+
+def vcpus() -> dict[str, set[int]]:
+    """The host threads of this process that run vCPUs: name and the CPUs that they may use."""
+    found = {}
+    for tid in os.listdir("/proc/self/task"):
+        name = Path(f"/proc/self/task/{tid}/comm").read_text().strip()
+        if name.startswith("vcpu"):
+            found[name] = os.sched_getaffinity(int(tid))
+    return found

@@ -31,10 +31,13 @@ from vmm.emulator.abi import EmulatorUnavailable, UnicornError
 from vmm.emulator.cpu import EmulatorCpu
 from vmm.emulator.engine import SLICE, Engine
 from vmm.emulator.fpu import SIZE as FPU_SIZE
+from vmm.memory.atomics import read_tsc
+from vmm.tsc import Stopwatch, host_trusts_tsc
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from vmm.cpu import Cpu
     from vmm.memory.frames import Frames
     from vmm.memory.pagetable import KernelHalf
     from vmm.memory.physical import GuestRam
@@ -42,6 +45,16 @@ if TYPE_CHECKING:
 __all__ = ["EmulatorAccelerator", "EmulatorUnavailable"]
 
 MAX_CPUS = 4096
+
+
+class HostTsc:
+    """See vmm.cpu.Tsc."""
+
+    def __init__(self, khz: int) -> None:
+        self.khz = khz
+
+    def read(self, cpu: Cpu) -> int:
+        return read_tsc()
 
 
 class EmulatorAccelerator:
@@ -56,10 +69,10 @@ class EmulatorAccelerator:
     large_pages = False
     discard_revokes = False
     hwcap2 = 0
-    tsc = None
     fpu_size = FPU_SIZE
 
     def __init__(self, ram: GuestRam, frames: Frames, half: KernelHalf, slice_seconds: float = SLICE) -> None:
+        self._stopwatch = Stopwatch() if host_trusts_tsc() else None
         try:
             self._engine = Engine(ram, frames, half, slice_seconds)
         except UnicornError as error:
@@ -72,6 +85,11 @@ class EmulatorAccelerator:
     @property
     def cpuid_features(self) -> int:
         return self._engine.feature_bits
+
+    @property
+    def tsc(self) -> HostTsc | None:
+        """RDTSC in the guest gives the host's counter."""
+        return HostTsc(self._stopwatch.khz()) if self._stopwatch is not None else None
 
     def create_cpu(self) -> EmulatorCpu:
         with self._lock:

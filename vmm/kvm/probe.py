@@ -26,6 +26,7 @@ from vmm.kvm.state import set_msrs, set_xcr0, use_host_tsc
 from vmm.kvm.stub import Stub, load
 from vmm.kvm.system import KvmUnavailable, System
 from vmm.layout import DOORBELL, PAGE_SIZE, STUB, SYSTEM_CPUS
+from vmm.tsc import host_trusts_tsc
 
 _RDX, _R8 = 3, 10
 _PAGES = 6
@@ -128,18 +129,9 @@ def _ask(system: System, vcpu: int, stub: Stub) -> Host:
     ioctl(vcpu, abi.KVM_GET_XSAVE, xsave, True)
     mxcsr_mask = struct.unpack_from("<I", xsave, 28)[0] or 0xFFBF  # SDM volume 1, 11.6.6
     khz = 0
-    if system.check_extension(abi.KVM_CAP_GET_TSC_KHZ) and _host_trusts_tsc():
+    if system.check_extension(abi.KVM_CAP_GET_TSC_KHZ) and host_trusts_tsc():
         khz = ioctl(vcpu, abi.KVM_GET_TSC_KHZ, 0)
     return Host(stub, cpuid, ring, cr4, xcr0, features, features_ecx, khz, use_host_tsc(vcpu), mxcsr_mask)
-
-
-def _host_trusts_tsc() -> bool:
-    """Is the host's clock the time-stamp counter? Else the counters of its CPUs may differ, or stop."""
-    try:
-        with open("/sys/devices/system/clocksource/clocksource0/current_clocksource", encoding="ascii") as file:
-            return file.read().strip() == "tsc"
-    except OSError:
-        return False
 
 
 def _set_cr4(vcpu: int, sregs: abi.kvm_sregs, bit: int) -> bool:

@@ -173,7 +173,7 @@ class TaskDirectory(PidInode):
 class FdDirectory(PidInode):
     """/proc/[pid]/fd, fdinfo."""
 
-    __slots__ = ("__weakref__", "_kept", "_links")
+    __slots__ = ("_kept", "_links")
 
     def __init__(self, fs: ProcFs, who: Who, ino: int, node: PidNode) -> None:
         super().__init__(fs, who, ino, node.mode)
