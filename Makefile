@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := python3-venv gcc libc6-dev \
 	$(if $(filter test bench lab,$(MAKECMDGOALS)),busybox-static) \
+	$(if $(filter images,$(MAKECMDGOALS)),busybox-static debootstrap $(if $(filter 0,$(shell id -u)),,fakechroot fakeroot)) \
 	$(if $(filter lab,$(MAKECMDGOALS)),cpio kmod linux-image-amd64 qemu-system-x86)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint guest lab bench clean packages shipped
+.PHONY: help run test lint guest images lab bench clean packages shipped
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +27,9 @@ lint: .venv/.installed-dev ## ruff and mypy
 
 guest: packages ## build what runs inside the VM
 	@$(MAKE) -s -C guest
+
+images: shipped ## build the archives of the images hello, busybox and debian
+	@$(MAKE) -s -C images
 
 lab: guest .venv/.installed-dev ## the guest tests on hardware-KVM semantics (kvm_amd under QEMU)
 	$(BIN)/python tests/lab/run.py

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from devices.bus import ARGUMENT_REGISTERS, Handlers
 from devices.errors import SysError
 from devices.futex.futex import Futexes
+from devices.time.abi import CLOCK_BOOTTIME
 from devices.time.clock import Clock
 from devices.time.timers import Timers
 from devices.time.vdso import Vdso
@@ -80,19 +81,30 @@ class Kernel:
         self.terminals: dict[int, bytes] = {}
         """termios of host terminals before a guest changed them, by host descriptor: the monitor puts them back."""
         self.on_process_gone: Callable[[Process], None] = lambda process: None
+        """Called when a program that the monitor has started has ended; what came from it is being killed."""
         self.handlers = Handlers(self)
         self._last_pid = self.INIT_PID
+        self._pids_wrapped = False
 
     def new_pid_locked(self) -> int:
         """The next free pid or tid. SysError(EAGAIN) when the machine's task limit is reached."""
         import errno
 
-        if len(self.tasks) >= self.max_tasks:
+        if max(len(self.tasks), len(self.processes)) >= self.max_tasks:
             raise SysError(errno.EAGAIN, "the machine's task limit")
         while True:
-            self._last_pid = self._last_pid + 1 if self._last_pid < PID_MAX - 1 else 300  # RESERVED_PIDS
-            if self._last_pid not in self.tasks and self._last_pid not in self.processes:
+            self._last_pid += 1
+            if self._last_pid >= PID_MAX:
+                self._last_pid = 300  # RESERVED_PIDS
+                self._pids_wrapped = True
+            if not self._pid_used_locked(self._last_pid):
                 return self._last_pid
+
+    def _pid_used_locked(self, pid: int) -> bool:
+        if pid in self.tasks or pid in self.processes:
+            return True
+        # A group or session whose leader has ended keeps its number
+        return self._pids_wrapped and any(pid in (p.pgid, p.sid) for p in self.processes.values())
 
     def new_dev_locked(self) -> int:
         """A device number for a file system without a device (major 0)."""
@@ -101,6 +113,9 @@ class Kernel:
     def add_task_locked(self, task: Task) -> None:
         self.tasks[task.tid] = task
         task.process.tasks[task.tid] = task
+        task.start_ns = self.clock.host.read(CLOCK_BOOTTIME)
+        if task.tid == task.process.pid:
+            task.process.leader = task
         if self.stats:
             self.stats.tasks += 1
 
@@ -115,13 +130,17 @@ class Kernel:
         process.tasks.clear()
         process.files.release_locked()
         process.fs.release_locked()
-        process.memory.teardown()
+        process.memory.leave()
+        if process.executable is not None:
+            process.executable.release_locked()
+        process.set_parent_locked(None)
+        process.leader = None
         del self.processes[process.pid]
 
-    def root_ready_locked(self, task: Task) -> None:
+    def root_ready_locked(self, task: Task, stdio: tuple[int, int, int]) -> None:
         """Before the first program is looked for: mount what belongs into the root file system."""
         assert self.root is not None
-        self.root.mount_locked(task)
+        self.root.mount_locked(task, stdio)
 
     def adopt_image_locked(self, image: HostFileBacking) -> None:
         """The machine keeps a booted file open for as long as it lives."""
@@ -151,8 +170,8 @@ class Kernel:
             self.tracer.task_gone(task)
 
     def process_gone_locked(self, process: Process) -> None:
+        """It was waited for: its number is free."""
         del self.processes[process.pid]
-        self.on_process_gone(process)
 
     def keep_terminal(self, host_fd: int) -> None:
         """Remember a host terminal's settings before the first change."""
@@ -209,7 +228,7 @@ class Kernel:
         memory is waited for: the fault is tried again."""
         from devices.signals.send import kill_process_locked
 
-        if self.processes and not any(p.exiting for p in self.processes.values()):
+        if self.processes and not any(p.exiting and p.tasks for p in self.processes.values()):
             victim = max(self.processes.values(), key=lambda p: p.memory.resident)
             name = victim.comm.decode(errors="replace")
             self.notices.append(f"out of memory: killed process {victim.pid} ({name}); --memory gives the machine more")
@@ -232,7 +251,11 @@ class Kernel:
         process.tasks.pop(task.tid, None)
         process.exit_group_locked(0)
         if not process.tasks and self.processes.pop(process.pid, None) is not None:
-            self.on_process_gone(process)
+            if process.parent is not None:
+                process.parent.child_wait.wake_all()
+                process.set_parent_locked(None)
+            if process.job is process:
+                self.on_process_gone(process)
 
     def report_broken_cpu_locked(self, task: Task, stop: Any) -> None:
         """The vCPU cannot go on."""

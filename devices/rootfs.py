@@ -17,6 +17,8 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from devices.errors import SysError
+from devices.fs.chardev import install
+from devices.fs.devfs.console import attach_streams_locked
 from devices.fs.hostfs import HostFs
 from devices.fs.overlayfs import OverlayFs
 from devices.vfs.abi import AT_FDCWD
@@ -66,6 +68,7 @@ class RootFs:
             self.upper = self._memory_locked(0o755)
             root = OverlayFs(kernel, lower, self.upper.root)
             self._root = set_root_locked(kernel, root)
+            install(kernel.vfs)
 
     def _host_locked(self, path: bytes, read_only: bool) -> HostFs:
         made = HostFs(self._kernel.new_dev_locked(), path, read_only=read_only)
@@ -77,8 +80,8 @@ class RootFs:
 
         return make_tmpfs(self._kernel, mode=mode)
 
-    def mount_locked(self, task: Task) -> None:
-        """Mount what belongs into the tree, on behalf of the machine's first task."""
+    def mount_locked(self, task: Task, stdio: tuple[int, int, int]) -> None:
+        """Mount what belongs into the tree, on behalf of the machine's first task, and give its streams their places."""
         if self._mounted:
             return
         self._mounted = True
@@ -92,6 +95,7 @@ class RootFs:
             self._mount(task, spec.target, sb, flags)
         for target in self._tmpfs:
             self._mount(task, target, self._memory_locked(0o1777), MNT_NOSUID | MNT_NODEV | MNT_RELATIME)
+        attach_streams_locked(task, stdio)
         if self._read_only:
             self._root.mount.flags |= MNT_READONLY
 

@@ -212,12 +212,14 @@ class Machine:
         self.on_end()
 
     def signal(self, number: int) -> None:
-        """Send a signal, as from the person who runs the machine, to its programs."""
-        from devices.signals.send import send_from_host_locked
+        """Send a signal, as from the person who runs the machine, to its programs: one from the keyboard to the whole
+        process group of each, others to the program alone, which may hand them on."""
+        from devices.signals.send import FROM_KEYBOARD, send_from_host_locked
 
         with self.kernel.lock:
             for process in list(self.kernel.processes.values()):
-                send_from_host_locked(process, number)
+                if process.job is process or (number in FROM_KEYBOARD and process.pgid == process.job.pgid):
+                    send_from_host_locked(process, number)
 
     def report(self) -> str:
         """What --stats prints."""
@@ -235,8 +237,8 @@ class Machine:
         self.kernel.restore_terminals()
         if stuck:
             raise MonitorError(f"vCPU threads did not end: {stuck}")
+        self.kernel.close()  # it may still tell the accelerator that memory has changed
         self._accelerator.close()
-        self.kernel.close()
         self._ram.close()
         self._ram = None
 

@@ -7,21 +7,30 @@ import os
 from typing import TYPE_CHECKING
 
 from devices.errors import SysError, host_errno
+from devices.memory.pagecache import PageCache
 from devices.vfs.abi import O_ACCMODE, O_RDONLY, SEEK_CUR, SEEK_END, SEEK_SET
 from devices.vfs.files import OpenFile
 from devices.vfs.transfer import transfer
 
 if TYPE_CHECKING:
+    from devices.memory.machine import MachineMemory
     from devices.task.task import Task
     from devices.vfs.files import Segments
 
 
 class HostFileBacking:
-    """What a private mapping of a host file reads its pages from."""
+    """What mappings of a host file read their pages from; they share frames through `shared()`."""
 
     def __init__(self, fd: int, path: bytes) -> None:
         self.fd = fd
         self.path = path
+        self._cache: PageCache | None = None
+
+    def shared(self, machine: MachineMemory) -> PageCache:
+        """The file's page cache, which is what a mapping shows."""
+        if self._cache is None:
+            self._cache = PageCache(machine, self)
+        return self._cache
 
     @property
     def size(self) -> int:
@@ -37,6 +46,10 @@ class HostFileBacking:
                 break
             done += count
         return done
+
+    def write_from(self, view: memoryview, offset: int) -> int:
+        """No shared mapping of it can be written to."""
+        raise OSError(errno.EBADF, "read-only")
 
 
 class HostFile(OpenFile):
@@ -70,5 +83,5 @@ class HostFile(OpenFile):
     def stat(self) -> os.stat_result:
         return os.fstat(self.backing.fd)
 
-    def mmap_backing(self, task: Task, prot: int, flags: int, offset: int, length: int) -> HostFileBacking:
-        return self.backing
+    def mmap_backing(self, task: Task, prot: int, flags: int, offset: int, length: int) -> PageCache:
+        return self.backing.shared(task.kernel.memory)

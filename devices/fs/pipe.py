@@ -171,7 +171,8 @@ class PipeEnd(OpenFile):
             return 0
         if not self.wait_filled(task, bool(self.flags & O_NONBLOCK)):
             return 0
-        views = [view for part in chunks(task, segments, True) for view in part]
+        there = len(pipe.buffers[0]) if pipe.kinds[0] & PACKET else pipe.size
+        views = [view for part in chunks(task, cut(segments, 0, min(wanted, there)), True) for view in part]
         was_full = not pipe.free
         data = pipe.take(wanted)
         done = 0

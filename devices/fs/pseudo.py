@@ -44,7 +44,10 @@ class Node(NamedTuple):
 
 
 class PseudoFs(SuperBlock):
-    """A file system of tables."""
+    """A file system of tables. Nothing can be made in it: these are the errors that say so."""
+
+    no_files = errno.EACCES
+    no_names = errno.EPERM
 
     def __init__(self, kernel: Kernel, source: bytes, flags: int) -> None:
         super().__init__(kernel.new_dev_locked(), source, flags)
@@ -71,6 +74,26 @@ class PseudoInode(Inode):
         self.fs = fs
         self.atime = self.mtime = self.ctime = fs.kernel.clock.realtime_ns()
 
+    def create(self, task: Task, name: bytes, mode: int) -> Inode:
+        raise SysError(self.fs.no_files, "no files can be made here")
+
+    def mkdir(self, task: Task, name: bytes, mode: int) -> Inode:
+        raise SysError(self.fs.no_names, "no directories can be made here")
+
+    def mknod(self, task: Task, name: bytes, mode: int, rdev: int) -> Inode:
+        raise SysError(self.fs.no_names, "no special files can be made here")
+
+    def symlink(self, task: Task, name: bytes, target: bytes) -> Inode:
+        raise SysError(self.fs.no_names, "no symbolic links can be made here")
+
+    def link(self, task: Task, name: bytes, target: Inode) -> None:
+        raise SysError(self.fs.no_names, "no links can be made here")
+
+    def rename(
+        self, task: Task, name: bytes, child: Inode, target: Inode, new_name: bytes, replaced: Inode | None, flags: int
+    ) -> None:
+        raise SysError(self.fs.no_names if replaced is None else errno.EPERM, "nothing can be moved here")
+
     def truncate(self, size: int) -> None:
         """Shells open such files with O_TRUNC to write to them."""
 
@@ -91,27 +114,37 @@ class PseudoInode(Inode):
 
 
 class TableDirectory(PseudoInode):
-    """A directory whose entries are those of a table, for ever."""
+    """A directory whose entries are those of a table, for ever; `nodes` makes it when it is first needed."""
 
-    __slots__ = ("_first", "_made", "_nodes")
+    __slots__ = ("_first", "_made", "_make", "_table")
 
-    def __init__(self, fs: PseudoFs, ino: int, mode: int, nodes: Mapping[bytes, Node]) -> None:
+    def __init__(self, fs: PseudoFs, ino: int, mode: int, nodes: Callable[[PseudoFs], Mapping[bytes, Node]]) -> None:
         super().__init__(fs, ino, mode)
-        self._nodes = nodes
-        self._first = fs.new_inos(len(nodes))
+        self._make = nodes
+        self._table: Mapping[bytes, Node] | None = None
+        self._first = 0
         self._made: dict[bytes, Inode] = {}
-        self.nlink = 2 + sum(node.mode & S_IFDIR == S_IFDIR for node in nodes.values())
+
+    def _nodes(self) -> Mapping[bytes, Node]:
+        nodes = self._table
+        if nodes is None:
+            nodes = self._table = self._make(self.fs)
+            self._first = self.fs.new_inos(len(nodes))
+        return nodes
+
+    def refresh(self) -> None:
+        self.nlink = 2 + sum(node.mode & S_IFDIR == S_IFDIR for node in self._nodes().values())
 
     def lookup(self, task: Task, name: bytes) -> Inode | None:
         made = self._made.get(name)
-        if made is None and name in self._nodes:
-            node = self._nodes[name]
-            ino = self._first + list(self._nodes).index(name)
-            made = self._made[name] = node.make(self.fs, ino, node.mode)
+        if made is None and name in self._nodes():
+            nodes = self._nodes()
+            node = nodes[name]
+            made = self._made[name] = node.make(self.fs, self._first + list(nodes).index(name), node.mode)
         return made
 
     def iterate(self, task: Task, offset: int) -> Iterator[Entry]:
-        for index, (name, node) in enumerate(self._nodes.items()):
+        for index, (name, node) in enumerate(self._nodes().items()):
             position = FIRST_POSITION + index
             if position > offset:
                 yield Entry(name, self._first + index, node.mode >> 12, position)
@@ -236,7 +269,7 @@ def link(target: Show) -> Node:
 
 def directory(nodes: Callable[[PseudoFs], Mapping[bytes, Node]], mode: int = 0o555) -> Node:
     """A directory; its table is made when it is looked up."""
-    return Node(S_IFDIR | mode, lambda fs, ino, mode: TableDirectory(fs, ino, mode, nodes(fs)))
+    return Node(S_IFDIR | mode, lambda fs, ino, mode: TableDirectory(fs, ino, mode, nodes))
 
 
 # Formats

@@ -31,6 +31,7 @@ SPLICE_F_MOVE, SPLICE_F_NONBLOCK, SPLICE_F_MORE, SPLICE_F_GIFT = 1, 2, 4, 8
 SPLICE_F_ALL = 15
 CHUNK = 1 << 18
 """Bytes that are copied at once."""
+U64 = 0xFFFF_FFFF_FFFF_FFFF
 SPLICED_KINDS = (S_IFREG, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK)
 
 
@@ -138,7 +139,7 @@ def copy_file_range(task: Task, source: OpenFile, at: int, target: OpenFile, to:
         raise SysError(errno.EBADF, "O_APPEND")
     if inode.sb is not other.sb:
         raise SysError(errno.EXDEV)
-    if max(at, to) + length > (1 << 64) - 1:
+    if max(at & U64, to & U64) + length > U64:
         raise SysError(errno.EOVERFLOW)
     inode.refresh()
     length = min(length, max(inode.size - at, 0))
@@ -157,11 +158,16 @@ def file_to_pipe(task: Task, source: OpenFile, at: int | None, target: PipeEnd, 
     """splice_file_to_pipe(): wait for room, then read once; the bytes moved."""
     wait_for_room(task, target, nonblock)
     pipe = target.pipe
-    data = fetch(task, source, min(length, pipe.free << PAGE_SHIFT, CHUNK), at)
-    put = pipe.put(data, FIXED)
-    if put:
+    skip = 0  # a buffer of the pipe is a part of one page of a regular file
+    if kind_of(source) == S_IFREG:
+        skip = (source.position if at is None else at) % PAGE_SIZE
+    data = fetch(task, source, min(length, (pipe.free << PAGE_SHIFT) - skip), at)
+    if data:
+        head = PAGE_SIZE - skip
+        pipe.put(data[:head], FIXED)
+        pipe.put(data[head:], FIXED)
         pipe.filled()
-    return put
+    return len(data)
 
 
 def wait_for_room(task: Task, target: PipeEnd, nonblock: bool) -> None:

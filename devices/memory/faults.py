@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from devices.errors import SysError
 from devices.memory.abi import (
     BUS_ADRERR,
     MMAP_MIN_ADDR,
@@ -120,7 +121,7 @@ class Faults(Core):
             served = self._serve(vma, address & PAGE_MASK, bool(error & PF_WRITE))
         except OutOfFrames:
             return OUT_OF_MEMORY
-        except OSError:
+        except (OSError, SysError):
             served = False
         return None if served else MemoryFault(SIGBUS, BUS_ADRERR, address, error)
 

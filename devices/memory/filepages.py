@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from devices.errors import SysError
 from devices.memory.backing import SharedBacking
-from vmm.layout import PAGE_SHIFT, PAGE_SIZE
+from vmm.layout import LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE
 from vmm.memory.frames import BLOCK_FRAMES, OutOfFrames, add_run
 
 if TYPE_CHECKING:
@@ -273,18 +273,48 @@ class FilePages(SharedBacking):
         length = max(0, min(len(view), self.size - offset))
         return copy_views([view[:length]], self.views(offset, length)) if length else 0
 
-    def copy_out(self, memory: AddressSpace, segments: Iterable[tuple[int, int]], offset: int, limit: int) -> int:
+    def copy_out(self, memory: AddressSpace, segments: Sequence[tuple[int, int]], offset: int, limit: int) -> int:
         """Read at most `limit` bytes, which the file has from `offset` on, into a program's buffers; the bytes read.
 
         SysError(EFAULT) where that is none because of a buffer that the program may not write to."""
+        if len(segments) == 1:
+            address, size = segments[0]
+            size = min(size, limit)
+            pa = self._small(offset, size)
+            if pa:
+                try:
+                    memory.write(address, self._machine.ram.view[pa : pa + size])
+                    return size
+                except SysError:
+                    pass  # a part of it may be possible
         return copy_segments(memory, segments, limit, True, lambda views, done: self._out(views, offset + done))
+
+    def _small(self, offset: int, size: int) -> int:
+        """Where `size` bytes from `offset` on are in guest RAM, if they are in one page that holds data; else 0."""
+        within = offset % PAGE_SIZE
+        if not size or within + size > PAGE_SIZE:
+            return 0
+        chunk = self._chunks.get(offset // LARGE_SIZE)
+        entry = chunk[offset // PAGE_SIZE % CHUNK] if chunk is not None else 0
+        return entry + within if entry and not entry & UNWRITTEN else 0
 
     def _out(self, targets: list[memoryview], offset: int) -> int:
         return copy_views(targets, self.views(offset, sum(map(len, targets))))
 
-    def copy_in(self, memory: AddressSpace, segments: Iterable[tuple[int, int]], offset: int, limit: int) -> int:
+    def copy_in(self, memory: AddressSpace, segments: Sequence[tuple[int, int]], offset: int, limit: int) -> int:
         """Write at most `limit` bytes out of a program's buffers at `offset`; the bytes written. SysError(EFAULT) as
         for copy_out(), and what make_room() raises."""
+        if len(segments) == 1:
+            address, size = segments[0]
+            size = min(size, limit)
+            pa = self._small(offset, size)
+            if pa:
+                try:
+                    self._machine.ram.view[pa : pa + size] = memory.read(address, size)
+                    self._machine.code_written(pa, size)
+                    return size
+                except SysError:
+                    pass
         return copy_segments(memory, segments, limit, False, lambda views, done: self._in(views, offset + done))
 
     def _in(self, sources: list[memoryview], offset: int) -> int:

@@ -13,8 +13,8 @@ What a file system over host files does with it (`file` is anything with the fou
 
 mmap(2) gets the cache itself as the backing (`mmap_backing`). Pages come in by faults only: a file that was never
 mapped has no frame, and reading and writing it costs the host's call and no more. Shared mappings are mapped read-only
-until the first write, which marks pages dirty; `sync` write-protects them again before it writes them back, so that nothing
-written meanwhile is lost. Dirty pages are written back by sync, by the last munmap or exit, and by
+until the first write, which marks pages dirty; `sync` write-protects them again before it writes them back, so that
+nothing written meanwhile is lost. Dirty pages are written back by sync, by the last munmap or exit, and by
 `MachineMemory.write_back()`, to be called some seconds after the first of them (see `on_dirty`) and at the machine's
 end.
 

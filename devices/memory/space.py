@@ -17,6 +17,20 @@ class AddressSpace(Mappings):
     `rlimits` and `ipc_lock` are the process's and are set by it.
     """
 
+    users = 1
+    """Processes that run in it: several with CLONE_VM."""
+
+    def share(self) -> AddressSpace:
+        """Another process runs in it."""
+        self.users += 1
+        return self
+
+    def leave(self) -> None:
+        """A process does not run in it any more; the last one takes it down (mmput())."""
+        self.users -= 1
+        if not self.users:
+            self.teardown()
+
     def fork(self) -> AddressSpace:
         """A copy: private pages are shared until one side writes, shared memory stays shared (dup_mmap()).
 

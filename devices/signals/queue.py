@@ -43,6 +43,19 @@ class SignalActions:
         self.ignored = 0
         self.caught = 0
 
+    def copy(self, *, clear: bool = False) -> SignalActions:
+        """Those of a process that was forked; with `clear`, no handler is left in it, as after execve
+        (flush_signal_handlers())."""
+        other = SignalActions()
+        other.ignored = self.ignored
+        if clear:
+            other._actions = [Action(SIG_IGN) if self.ignored >> n - 1 & 1 else DEFAULT for n in range(1, NSIG + 1)]
+            other._actions.insert(0, DEFAULT)
+        else:
+            other._actions = self._actions.copy()
+            other.caught = self.caught
+        return other
+
     def __getitem__(self, signo: int) -> Action:
         return self._actions[signo]
 

@@ -110,7 +110,7 @@ def check_permission(sender: Task, target: Task | Process, signo: int, info: Sig
     process = target if isinstance(target, Process) else target.process
     if info.code > 0 or process is sender.process:
         return
-    receiver = leader_locked(target) if isinstance(target, Process) else target
+    receiver = leader_locked(target) or target.leader if isinstance(target, Process) else target
     if receiver is None:
         raise SysError(errno.ESRCH)
     ours, theirs = sender.credentials, receiver.credentials

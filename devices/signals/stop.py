@@ -23,6 +23,7 @@ def stop_locked(process: Process, signo: int) -> None:
     process.pending.stop_signal = signo
     if process.pending.stopped is None:
         process.pending.stopped = WaitQueue()
+    process.stop_told = False
     for task in process.tasks.values():
         task.pending.bits |= STOP_PENDING
         task.notify_locked()
@@ -31,19 +32,33 @@ def stop_locked(process: Process, signo: int) -> None:
 def wait_stopped_locked(task: Task) -> None:
     """Sleep while the process is stopped. Raises TaskExit when it ends."""
     process = task.process
-    while not process.exiting:
+    while not (process.exiting or task.killed):
         task.pending.bits &= ~STOP_PENDING
         if not process.pending.stop_signal or process.pending.stopped is None:
             return
+        progress_locked(process)
         task.work = False  # or block() would not sleep while an ordinary signal is pending
         with suppress(Interrupted):
             task.block(process.pending.stopped)
     raise TaskExit
 
 
+def progress_locked(process: Process) -> None:
+    """One task less has yet to stop: after the last one the parent is told."""
+    signo = process.pending.stop_signal
+    if signo and not process.stop_told and not any(t.pending.bits & STOP_PENDING for t in process.tasks.values()):
+        from devices.task.parent import stopped_locked
+
+        stopped_locked(process, signo)
+
+
 def continue_locked(process: Process) -> None:
     """SIGCONT was sent: wake what is stopped, whatever becomes of the signal."""
-    process.pending.stop_signal = 0
+    signo, process.pending.stop_signal = process.pending.stop_signal, 0
+    if signo:
+        from devices.task.parent import continued_locked
+
+        continued_locked(process, signo)
     for task in process.tasks.values():
         task.pending.bits &= ~STOP_PENDING
     if process.pending.stopped is not None:
@@ -56,6 +71,8 @@ def orphaned_locked(process: Process) -> bool:
     processes = process.kernel.processes
     for member in processes.values():
         parent = processes.get(member.parent_pid)
+        if member.exiting and not member.tasks:
+            continue  # a zombie ties nobody to anything
         if member.pgid == process.pgid and parent and parent.pgid != process.pgid and parent.sid == member.sid:
             return False
     return True

@@ -243,8 +243,8 @@ def getsid(task: Task, pid: Pid) -> int:
 
 
 def _process_of(task: Task, pid: int) -> Process:
-    """The process of a task; 0 means the caller. ESRCH."""
-    return find_task(task, pid).process
+    """The process of a task, alive or waited for by its parent; 0 means the caller. ESRCH."""
+    return task.kernel.processes.get(pid) or find_task(task, pid).process
 
 
 @syscall("setpgid")
@@ -261,6 +261,8 @@ def setpgid(task: Task, pid: Pid, pgid: Pid) -> int:
     if target.parent_pid == own.pid:
         if target.sid != own.sid:
             raise SysError(errno.EPERM, "a child in another session")
+        if target.did_exec:
+            raise SysError(errno.EACCES, "a child that has called execve")
     elif target is not own:
         raise SysError(errno.ESRCH, "not a child")
     if target.sid == target.pid:

@@ -13,11 +13,12 @@ from devices.args import EnumSet, FlagSet, Int, Pid, Ptr, Size
 from devices.bus import syscall
 from devices.errors import SysError
 from devices.task import rlimits
+from devices.task import usage as usage_of
 from devices.task.capabilities import CAP_SYS_ADMIN, CAP_SYS_RESOURCE
 from devices.task.permissions import find_task
 from devices.task.policy import current_cpu
-from devices.time.abi import CLOCK_BOOTTIME, NSEC_PER_SEC, NSEC_PER_USEC
-from devices.time.cputime import process_cpu_ns, task_cpu_ns
+from devices.time.abi import CLOCK_BOOTTIME, NSEC_PER_SEC
+from devices.time.cputime import task_cpu_ns
 from vmm.layout import PAGE_SHIFT, TASK_SIZE
 
 if TYPE_CHECKING:
@@ -161,8 +162,6 @@ def prlimit64(task: Task, pid: Pid, resource: Resource, new_limit: Ptr, old_limi
 # Resources
 
 RUSAGE_SELF, RUSAGE_CHILDREN, RUSAGE_THREAD = 0, -1, 1
-RUSAGE = Struct("<18q")
-"""struct rusage: ru_utime and ru_stime, then ru_maxrss and 13 counters."""
 SYSINFO = Struct("<q9QHxxxxxxQQI4x")
 """struct sysinfo: uptime, loads[3], totalram, freeram, sharedram, bufferram, totalswap, freeswap, procs, totalhigh,
 freehigh, mem_unit."""
@@ -175,22 +174,17 @@ Who = Annotated[
 
 @syscall("getrusage")
 def getrusage(task: Task, who: Who, usage: Ptr) -> int:
-    """man 2 getrusage.
-
-    All CPU time is user time: the host does not tell a program's own from what is done for it. ru_maxrss is the memory
-    in use now, no peak is kept. The counters that nobody keeps are 0.
-    """
-    kilobytes = task.memory.resident << PAGE_SHIFT - 10
+    """man 2 getrusage; see usage.py."""
+    process = task.process
     if who == RUSAGE_SELF:
-        ns = process_cpu_ns(task.process)
+        used = usage_of.used(process)
     elif who == RUSAGE_THREAD:
-        ns = task_cpu_ns(task)
+        used = task_cpu_ns(task), usage_of.used(process)[1]
     elif who == RUSAGE_CHILDREN:
-        ns = kilobytes = 0
+        used = usage_of.used_by_children(process)
     else:
         raise SysError(errno.EINVAL, "who")
-    seconds, rest = divmod(ns, NSEC_PER_SEC)
-    task.memory.write(usage, RUSAGE.pack(seconds, rest // NSEC_PER_USEC, 0, 0, kilobytes, *(0,) * 13))
+    task.memory.write(usage, usage_of.pack_usage(*used))
     return 0
 
 

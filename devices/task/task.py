@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from devices.errors import ERESTARTSYS, Interrupted, LeaveGuest, SysError, TaskExit
@@ -63,6 +63,12 @@ class Task:
         self.timer_slack_ns = self.default_timer_slack_ns = 50_000
         self.restart_block: Callable[[Task], int] | None = None
         """What restart_syscall(2) does, with the remaining time."""
+        self.killed = False
+        """It ends, whatever becomes of its process: another task of it calls execve."""
+        self.vfork_parent: Task | None = None
+        """The task that waits in vfork until this one ends or calls execve."""
+        self.start_ns = 0
+        """CLOCK_BOOTTIME when it was made."""
         self.work = False
         """There is something to do before the guest may go on (signals, exit): see do_work_locked()."""
         self.in_place = False
@@ -75,6 +81,7 @@ class Task:
         self._woken = False
         self._host_wake = -1
         self._polling = False
+        self._killable = False
 
     # Waiting
 
@@ -127,6 +134,17 @@ class Task:
         if self.work and self.signal_pending_locked():
             raise Interrupted(restart)
         return False
+
+    def sleep_killable(self) -> None:
+        """Sleep until wake() is called; signals wait, but for the end of the task, which raises TaskExit."""
+        self._killable = True
+        try:
+            self.sleep()
+        except Interrupted:
+            raise TaskExit from None
+        finally:
+            self._killable = False
+            self.work = True
 
     def _timed(self, timeout: float) -> bool:
         return self._wake.acquire(True, timeout) if timeout > 0 else self._wake.acquire(False)
@@ -219,7 +237,7 @@ class Task:
 
     def signal_pending_locked(self) -> bool:
         """Is there anything that ends a wait: a signal that is not blocked and not ignored, or the process's end?"""
-        return self.process.exiting or pending_locked(self)
+        return self.killed or self.process.exiting or (not self._killable and pending_locked(self))
 
     def interrupted_call_locked(self, number: int, restart: int) -> None:
         """A call ended with Interrupted: delivery decides between EINTR and another go."""
@@ -229,7 +247,7 @@ class Task:
     def do_work_locked(self) -> None:
         """What is due before the guest goes on: end with the process, act upon signals. Raises TaskExit."""
         self.work = False
-        if self.process.exiting:
+        if self.killed or self.process.exiting:
             raise TaskExit
         deliver_locked(self)
 
@@ -256,20 +274,23 @@ class Task:
         if self._host_wake >= 0:
             os.close(self._host_wake)
             self._host_wake = -1
-        end_task_locked(self)
         self.release_memory_locked()
         task_exits_locked(self)
+        if self.files is not self.process.files:
+            self.files.release_locked()
+        end_task_locked(self)
         self.process.task_gone_locked(self)
 
     def release_memory_locked(self) -> None:
-        """mm_release(): robust futexes, then clear_child_tid and its wake-up (set_tid_address(2))."""
+        """mm_release(): robust futexes, then clear_child_tid and its wake-up (set_tid_address(2)), vfork's parent."""
         from devices.futex.robust import exit_robust_list_locked
 
         exit_robust_list_locked(self)
         address, self.clear_child_tid = self.clear_child_tid, 0
-        if address and len(self.process.tasks) > 1:
-            try:
+        if address and (len(self.process.tasks) > 1 or self.memory.users > 1):
+            with suppress(SysError):  # the kernel ignores a bad address too
                 self.memory.write_u32(address, 0)
-            except SysError:
-                return  # the kernel ignores a bad address too
-            self.kernel.futexes.wake_address_locked(self, address, 1)
+                self.kernel.futexes.wake_address_locked(self, address, 1)
+        parent, self.vfork_parent = self.vfork_parent, None
+        if parent is not None:
+            parent.wake()

@@ -97,7 +97,8 @@ def time(task: Task, tloc: Ptr) -> int:
 def times(task: Task, buf: Ptr) -> int:
     """man 2 times. All CPU time is user time, see getrusage."""
     if buf:
-        task.memory.write(buf, TMS.pack(process_cpu_ns(task.process) // TICK_NS, 0, 0, 0))
+        children = task.process.children_ns // TICK_NS
+        task.memory.write(buf, TMS.pack(process_cpu_ns(task.process) // TICK_NS, 0, children, 0))
     return task.kernel.clock.now(CLOCK_MONOTONIC, task) // TICK_NS
 
 

@@ -84,9 +84,9 @@ def change_mode(task: Task, place: paths.Path, mode: int) -> int:
     inode = place.inode
     want_write(place.mount)
     inode.refresh()
-    kept = chmod_mode(task, inode, mode & 0o7777)
     if S_IFMT(inode.mode) == S_IFLNK:
         raise SysError(errno.EOPNOTSUPP, "a symbolic link has no mode")
+    kept = chmod_mode(task, inode, mode & 0o7777)
     inode.setattr(mode=kept, ctime=now(task))
     notify(task, IN_ATTRIB, place)
     return 0

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from devices.errors import SysError
-from devices.vfs.abi import MAX_FILE_SIZE, SEEK_CUR, SEEK_END, SEEK_SET
+from devices.vfs.abi import MAX_FILE_SIZE, SEEK_CUR, SEEK_SET
 from devices.vfs.files import OpenFile
 from devices.vfs.inode import Entry
 
@@ -43,12 +43,9 @@ class DirectoryFile(OpenFile):
         raise SysError(errno.EISDIR)
 
     def lseek(self, offset: int, whence: int) -> int:
-        """To a position that getdents has given; SEEK_END is of file systems that have an end (here: what is behind
-        every entry)."""
+        """To a position that getdents has given. A directory has no end (offset_dir_llseek() in fs/libfs.c)."""
         if whence == SEEK_CUR:
             offset += self.position
-        elif whence == SEEK_END:
-            offset += MAX_FILE_SIZE
         elif whence != SEEK_SET:
             raise SysError(errno.EINVAL, "whence")
         if not 0 <= offset <= MAX_FILE_SIZE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from devices.errors import SysError
@@ -380,7 +381,14 @@ class FileTable:
 
     def close_all_locked(self) -> None:
         for fd in self.numbers():
-            self.close_locked(fd)
+            with suppress(SysError):  # nobody is left to be told
+                self.close_locked(fd)
+
+    def close_on_exec_locked(self, task: Task) -> None:
+        """do_close_on_exec()."""
+        for fd in sorted(self._cloexec):
+            with suppress(SysError):
+                self.close_locked(fd, task)
 
     def cloexec(self, fd: int) -> bool:
         self.get(fd)

@@ -17,14 +17,18 @@ class FsStruct:
 
     __slots__ = ("cwd", "mounts", "root", "umask", "users")
 
-    def __init__(self, mounts: MountNamespace, root: Path, cwd: Path, umask: int = 0o022) -> None:
+    def __init__(
+        self, mounts: MountNamespace, root: Path, cwd: Path, umask: int = 0o022, *, counted: bool = True
+    ) -> None:
+        """One that is not `counted` keeps nothing mounted: it is for copies to be made of."""
         self.mounts = mounts
         self.root = root
         self.cwd = cwd
         self.umask = umask
         self.users = 1
-        hold(root)
-        hold(cwd)
+        if counted:
+            hold(root)
+            hold(cwd)
 
     def copy(self) -> FsStruct:
         return FsStruct(self.mounts, self.root, self.cwd, self.umask)

@@ -320,7 +320,7 @@ def set_root_locked(kernel: Kernel, sb: SuperBlock, flags: int = MNT_RELATIME) -
     top = Mount(vfs, sb, root_dentry(sb), flags, sb.source)
     attach_tree(vfs, top, base, base.root)
     path = Path(top, top.root)
-    vfs.first_fs = FsStruct(namespace, path, path)
+    vfs.first_fs = FsStruct(namespace, path, path, counted=False)
     return path
 
 

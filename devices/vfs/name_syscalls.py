@@ -20,7 +20,7 @@ from devices.vfs.abi import (
     RenameFlags,
     UnlinkFlags,
 )
-from devices.vfs.arguments import is_empty, place_following
+from devices.vfs.arguments import place_following
 from devices.vfs.path import LOOKUP_DIRECTORY, LOOKUP_FOLLOW, walk
 from devices.vfs.pathname import current_directory
 from devices.vfs.permissions import CAP_DAC_READ_SEARCH, CAP_SYS_CHROOT, inode_permission
@@ -98,7 +98,7 @@ def linkat(task: Task, olddirfd: Fd, oldpath: Path, newdirfd: Fd, newpath: Path,
     """man 2 linkat. The descriptor itself (AT_EMPTY_PATH) is for who has opened it or has CAP_DAC_READ_SEARCH."""
     if flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH):
         raise SysError(errno.EINVAL, "unknown flag")
-    if is_empty(oldpath, flags) and olddirfd != AT_FDCWD:
+    if flags & AT_EMPTY_PATH and olddirfd != AT_FDCWD and not oldpath.startswith(b"/"):
         file = task.files.get(olddirfd)
         own = file.credentials is task.credentials
         if not own and not task.credentials.capable(CAP_DAC_READ_SEARCH):

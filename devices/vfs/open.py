@@ -81,12 +81,10 @@ def how_of(flags: int, mode: int, resolve: int = 0) -> How:
         flags |= abi.O_DSYNC
     if flags & O_TRUNC:
         access |= MAY_WRITE
-    if flags & O_CREAT and flags & O_EXCL:
-        flags |= O_NOFOLLOW
     lookup = resolve << RESOLVE_SHIFT
     if flags & O_DIRECTORY:
         lookup |= LOOKUP_DIRECTORY
-    if not flags & O_NOFOLLOW:
+    if not (flags & O_NOFOLLOW or (flags & O_CREAT and flags & O_EXCL)):
         lookup |= LOOKUP_FOLLOW
     if lookup & LOOKUP_CACHED and flags & (O_TRUNC | O_CREAT | abi.O_TMPFILE_BIT):
         raise SysError(errno.EAGAIN, "RESOLVE_CACHED")
@@ -136,7 +134,7 @@ def _open_or_create(task: Task, walk: Walk, dirfd: int, path: bytes, how: How) -
         if child is None:
             return _create(task, walk, parent, how)
         mount, child = walk.cross(walk.mount, child)
-        if S_IFMT(child.inode.mode) != S_IFLNK or how.flags & O_NOFOLLOW:
+        if S_IFMT(child.inode.mode) != S_IFLNK or not walk.follow:
             walk.mount, walk.dentry = mount, child
             place = walk.here()
             break
@@ -246,6 +244,8 @@ def make_file(task: Task, place: Path, kind: int, inode: Inode, flags: int) -> O
     """The file system's open file description, or that of what a special file stands for."""
     if kind == S_IFDIR:
         return DirectoryFile(flags)
+    if inode.opens_itself:
+        return inode.open(task, place, flags)
     if kind == S_IFIFO:
         from devices.fs.pipe import open_fifo
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 RESOLVE_SHIFT = 8
 """walk() takes RESOLVE_* shifted left by this, beside LOOKUP_*."""
-LOOKUP_FOLLOW, LOOKUP_DIRECTORY, LOOKUP_EMPTY = 1, 2, 4
+LOOKUP_FOLLOW, LOOKUP_DIRECTORY, LOOKUP_EMPTY, LOOKUP_MOUNTPOINT = 1, 2, 4, 8
+"""The last is umount's, which looks without using: a mount that MNT_EXPIRE has marked stays marked."""
 LOOKUP_NO_XDEV, LOOKUP_NO_MAGICLINKS = RESOLVE_NO_XDEV << RESOLVE_SHIFT, RESOLVE_NO_MAGICLINKS << RESOLVE_SHIFT
 LOOKUP_NO_SYMLINKS, LOOKUP_BENEATH = RESOLVE_NO_SYMLINKS << RESOLVE_SHIFT, RESOLVE_BENEATH << RESOLVE_SHIFT
 LOOKUP_IN_ROOT, LOOKUP_CACHED = RESOLVE_IN_ROOT << RESOLVE_SHIFT, RESOLVE_CACHED << RESOLVE_SHIFT
@@ -277,6 +278,8 @@ class Walk:
         """complete_walk()."""
         if self.flags & LOOKUP_BENEATH and not self._beneath():
             raise SysError(errno.EXDEV, "left the directory of RESOLVE_BENEATH")
+        if self.mount.expiring and not self.flags & LOOKUP_MOUNTPOINT:
+            self.mount.expiring = False
         return Path(self.mount, self.dentry)
 
     def _beneath(self) -> bool:

@@ -39,6 +39,7 @@ class Vfs:
         self.namespace: MountNamespace | None = None
         """The first mount namespace, once there is a root file system."""
         self.first_fs: FsStruct | None = None
+        """Where the machine's first processes are: at its root."""
         self.lock_waits: dict[RangeLock, FileLocks] = {}
         """Requests for range locks that somebody waits for, and the locks of their file."""
         self.watches = 0

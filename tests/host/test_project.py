@@ -62,7 +62,7 @@ def test_help_is_the_default_and_lists_the_targets() -> None:
     shown = run(["make"])
     assert shown.returncode == 0
     listed = [line.split()[1] for line in shown.stdout.splitlines()]
-    assert listed == ["help", "run", "test", "lint", "guest", "lab", "bench", "clean"]
+    assert listed == ["help", "run", "test", "lint", "guest", "images", "lab", "bench", "clean"]
 
 
 def test_each_target_asks_for_the_packages_it_needs() -> None:

@@ -15,6 +15,7 @@ EXIT_ERROR = 125
 
 COMMANDS = {
     "boot": "run a program in a virtual machine",
+    "image": "import, list, remove and inspect images",
     "doctor": "say what this host offers, and what to do about what it lacks",
     "syscalls": "list the system calls and how far each is served",
 }

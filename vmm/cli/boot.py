@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -137,18 +138,26 @@ def find_image(text: str) -> Image:
         return Image("host", [b"/"])
     if os.path.isdir(text):
         return Image("directory", [os.fsencode(text)])
-    try:
-        with open(text, "rb") as file:
-            if file.read(4) == b"\x7fELF":
-                return Image("elf", elf=os.fsencode(text))
-    except OSError:
-        pass  # it may be a name from the store
+    if is_elf(text):
+        return Image("elf", elf=os.fsencode(text))
     from vmm.image.resolve import resolve
 
     try:
         return resolve(text)
     except ImageError as error:
         raise UsageError(f"boot: {error}") from error
+
+
+def is_elf(path: str) -> bool:
+    """Is it a readable file that begins as an ELF file does?"""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, 4, 0) == b"\x7fELF"
+    finally:
+        os.close(fd)
 
 
 def job_of(options: argparse.Namespace, image: Image, arguments: list[str]) -> Job:

@@ -90,12 +90,14 @@ class Budget:
 
 
 class Reader(io.RawIOBase):
-    """A byte source that counts, hashes and reports what passes. `read` gives what is asked for, less only at the end."""
+    """Counts, hashes and reports the bytes that pass. `read` gives all that is asked for, except at the end."""
 
     def __init__(self, source: Any, hash: Any = None, passed: Callable[[int], None] | None = None) -> None:
         self._source = source
         self.hash = hash
         self.count = 0
+        self.fence: int | None = None
+        """Where reading is to have ended; None for no such place."""
         self._passed = passed
 
     def readable(self) -> bool:
@@ -111,6 +113,8 @@ class Reader(io.RawIOBase):
                 break
             data += more
         self.count += len(data)
+        if self.fence is not None and self.count > self.fence:
+            raise ImageError("has a header out of bounds")
         if self.hash is not None:
             self.hash.update(data)
         if self._passed is not None:
@@ -151,9 +155,9 @@ class Xz:
     def __init__(self, source: Any) -> None:
         import lzma
 
-        self._make = lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
         self._source = source
-        self._decoder = self._make()
+        self._format = lzma.FORMAT_XZ
+        self._decoder = lzma.LZMADecompressor(self._format, XZ_MEMORY)
         self._left = b""
 
     def read(self, size: int) -> bytes:
@@ -162,7 +166,7 @@ class Xz:
                 self._left = (self._decoder.unused_data or self._source.read(CHUNK)).lstrip(b"\0")  # stream padding
                 if not self._left:
                     return b""
-                self._decoder = self._make()
+                self._decoder = type(self._decoder)(self._format, XZ_MEMORY)
             data = self._left or (self._source.read(CHUNK) if self._decoder.needs_input else b"")
             if not data and self._decoder.needs_input:
                 raise EOFError("the compressed data end too soon")

@@ -6,12 +6,15 @@ import tarfile
 from typing import TYPE_CHECKING, Any
 
 from vmm.image.model import ImageError
+from vmm.image.streams import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAXIMUM_HEADER = 1 << 20
 """Most bytes of one extended header; tarfile reads them whole."""
+MAXIMUM_MAP = 4 << 20
+"""Most bytes that tarfile may read behind a header before it hands out the member: maps of sparse files."""
 EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -25,6 +28,7 @@ def members(source: Any, seekable: bool = False) -> Iterator[tuple[tarfile.TarIn
     """The members of a tar. ImageError when it does not end as a tar does, or has a header out of bounds; damage that
     tarfile notices raises what `streams.damage` lists."""
     ended = False
+    fenced = source if isinstance(source, Reader) else None
 
     class Header(tarfile.TarInfo):
         """tarfile takes a damaged header behind the first one for the end: the end is seen here."""
@@ -36,12 +40,16 @@ def members(source: Any, seekable: bool = False) -> Iterator[tuple[tarfile.TarIn
             header = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]  # None is for binary names
             if header.size < 0 or (header.type in EXTENDED and header.size > MAXIMUM_HEADER):
                 raise ImageError("has a header out of bounds")
+            if fenced is not None:
+                fenced.fence = fenced.count + MAXIMUM_MAP
             return header
 
     mode: Any = "r:" if seekable else "r|"
     with tarfile.open(fileobj=source, mode=mode, tarinfo=Header, encoding="utf-8", errors="surrogateescape") as archive:
         while True:
             member = archive.next()
+            if fenced is not None:
+                fenced.fence = None
             if member is None:
                 break
             if member.size < 0:

@@ -7,16 +7,16 @@ guest, the attributes say, for hostfs (devices/fs/hostfs) to put in place of wha
 
     {"version": 1, "owner": [0, 0], "tree": NODE}
 
-`owner` is that of all files that name no other one. NODE is an object: for each entry of a directory that has something
-to say, or below which something has, NAME: NODE; and under the empty name what is said of the file itself, each optional:
+`owner` is that of all files that name no other one. NODE is an object: for each entry of a directory of which something
+is said, or of something below it, NAME: NODE; and under the empty name what is said of the file itself, each optional:
 
     mode     st_mode, with the kind of the file
     owner    [uid, gid]
     rdev     st_rdev of a device node
     xattrs   {NAME: VALUE}, the bytes of VALUE as Latin-1 characters
 
-A whiteout is a character device 0:0, an opaque directory has trusted.overlay.opaque=y, as overlayfs has them. Hard links
-to a file that has attributes have them under each of their names. Names that are not UTF-8 are as os.fsdecode has them.
+A whiteout is a character device 0:0, an opaque directory has trusted.overlay.opaque=y, as overlayfs has them. A file
+with several names has its attributes under each of them. Names that are not UTF-8 are as os.fsdecode has them.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def unpack(source: Any, root: str, budget: Budget, *, whiteouts: bool) -> tuple[
     caller's to remove.
     """
     fd = os.open(root, DIRECTORY)
+    os.fchmod(fd, 0o755)  # unless the archive says otherwise; what is above the layers is closed to others
     unpacker = Unpacker(fd, budget, whiteouts)
     try:
         for member, archive in members(source):
@@ -115,8 +116,11 @@ class Unpacker:
 
     def _forget(self, parts: list[bytes]) -> None:
         """Nothing is there any more."""
-        parent = self._node(parts[:-1])
-        parent.pop(os.fsdecode(parts[-1]), None)
+        node: dict[str, Any] | None = self.tree
+        for part in parts[:-1]:
+            node = node.get(os.fsdecode(part)) if node else None
+        if node:
+            node.pop(os.fsdecode(parts[-1]), None)
 
     def _is_whiteout(self, parts: list[bytes]) -> bool:
         said = self._said(parts)
@@ -178,7 +182,7 @@ class Unpacker:
             os.unlink(name, dir_fd=fd)
         except FileNotFoundError:
             return False
-        except (IsADirectoryError, PermissionError):
+        except IsADirectoryError:
             from shutil import rmtree
 
             rmtree(name, dir_fd=fd)

@@ -49,7 +49,7 @@ def access_of(host_fd: int) -> int:
     """MAY_READ and MAY_WRITE, as the host's descriptor allows. 0 for one that is closed."""
     try:
         mode = fcntl.fcntl(host_fd, fcntl.F_GETFL) & O_ACCMODE
-    except OSError:
+    except (OSError, ValueError):  # closed, or -1
         return 0
     return {O_RDONLY: MAY_READ, O_WRONLY: MAY_WRITE}.get(mode, MAY_READ | MAY_WRITE)
 

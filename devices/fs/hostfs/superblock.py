@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -10,10 +9,14 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from devices.errors import SysError, host_errno
+from devices.fs.hostfs.host import DIRECTORY_FLAGS, filesystem_type, raise_limit, sync_filesystem
 from devices.vfs.inode import SB_RDONLY, StatFs, SuperBlock
 
 if TYPE_CHECKING:
+    from devices.fs.hostfs.contents import HostContents
     from devices.fs.hostfs.inode import HostInode
+    from devices.fs.hostfs.sidecar import Sidecar
+    from devices.memory.pagecache import PageCache
 
 PSEUDO = {
     0x9FA0: "proc", 0x62656572: "sysfs", 0x1CD1: "devpts", 0x27E0EB: "cgroup", 0x63677270: "cgroup2",
@@ -23,69 +26,88 @@ PSEUDO = {
     0x43415D53: "smack", 0x6165676C: "pstore",
 }  # fmt: skip
 """f_type of file systems that are the host kernel's own affairs (<linux/magic.h>)."""
-STATFS_SIZE = 120
+DEVICE_SHIFT = 42
+"""Inode numbers of the host's other file systems below the root have a number for it from this bit on."""
+DEVICES = 256
 
-
-def filesystem_type(fd: int) -> int:
-    """f_type of what a descriptor is on; os.fstatvfs does not tell it."""
-    buffer = ctypes.create_string_buffer(STATFS_SIZE)
-    if ctypes.CDLL(None, use_errno=True).fstatfs(fd, buffer):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFF_FFFF
+Key = tuple[int, int]
+"""(st_dev, st_ino)."""
 
 
 class HostFs(SuperBlock):
-    """The host's directory `path`, opened by the monitor's user. OSError when it cannot be."""
+    """The host's directory or file `path`, opened by the monitor's user; `attributes`: the path of the file that is
+    beside a layer (sidecar.py). OSError when they cannot be."""
 
     fstype = b"hostfs"
     magic = 0x00C0FFEE
     """HOSTFS_SUPER_MAGIC of user-mode Linux."""
 
-    def __init__(self, dev: int, path: bytes, *, read_only: bool) -> None:
+    def __init__(self, dev: int, path: bytes, *, read_only: bool, attributes: bytes | None = None) -> None:
         from devices.fs.hostfs.inode import inode_of
 
         super().__init__(dev, path, SB_RDONLY if read_only else 0)
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        self.inodes: WeakValueDictionary[tuple[int, int], HostInode] = WeakValueDictionary()
-        self._inos: dict[tuple[int, int], int] = {}
+        self.read_only = read_only
+        """As the person said; `flags` may be more strict."""
+        self.limit = raise_limit()
+        self.inodes: WeakValueDictionary[Key, HostInode] = WeakValueDictionary()
+        self.orphans: dict[Key, tuple[HostContents, PageCache]] = {}
+        """Page caches that have outlived their inode, because pages are mapped or nobody could free them then."""
+        self._devices: dict[int, int] = {}
+        self._others: dict[Key, int] = {}
         self.owns_files = os.geteuid() == 0
         """May the monitor give new files to whom the guest says they belong to?"""
-        self.root = inode_of(self, fd, os.fstat(fd))
+        self.sidecar: Sidecar | None = self._load(attributes) if attributes is not None else None
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        host = os.fstat(fd)
+        kind = PSEUDO.get(filesystem_type(fd))
+        if kind is not None or stat.S_IFMT(host.st_mode) not in (stat.S_IFDIR, stat.S_IFREG):
+            os.close(fd)
+            raise OSError(errno.EINVAL, f"belongs to the host's kernel ({kind})" if kind else "is a special file", path)
+        self._devices[host.st_dev] = 0
+        self.top = inode_of(self, fd, host, self.sidecar.root if self.sidecar is not None else None)
+        self.root = self.top
 
-    @property
-    def read_only(self) -> bool:
-        return bool(self.flags & SB_RDONLY)
+    @staticmethod
+    def _load(attributes: bytes) -> Sidecar:
+        from devices.fs.hostfs.sidecar import Sidecar
 
-    def ino_of(self, host: os.stat_result) -> int:
+        try:
+            return Sidecar(attributes)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OSError(errno.EINVAL, f"is damaged ({error})", attributes) from error
+
+    def ino_of(self, dev: int, ino: int) -> int:
         """The guest's inode number: the host's, told apart where several host file systems are below the root."""
-        if host.st_dev == self._root_dev:
-            return host.st_ino
-        return self._inos.setdefault((host.st_dev, host.st_ino), (1 << 48) + len(self._inos))
-
-    @property
-    def _root_dev(self) -> int:
-        root = getattr(self, "root", None)
-        return root.host_dev if root is not None else -1
+        number = self._devices.setdefault(dev, len(self._devices))
+        if not number:
+            return ino
+        if number < DEVICES and not ino >> DEVICE_SHIFT:
+            return number << DEVICE_SHIFT | ino
+        return self._others.setdefault((dev, ino), DEVICES << DEVICE_SHIFT | len(self._others))
 
     def check_writable(self) -> None:
-        if self.read_only:
+        if self.read_only or self.flags & SB_RDONLY:
             raise SysError(errno.EROFS, "the host's directory is mounted read-only")
 
-    def hides(self, fd: int, host: os.stat_result, parent: HostInode) -> bool:
-        """Is this the root of a kernel's own file system, which the guest must not see?"""
-        if host.st_dev == parent.host_dev or not stat.S_ISDIR(host.st_mode):
-            return False
+    def hides(self, fd: int) -> bool:
+        """Is this a file of a kernel's own file system, which the guest must not see?"""
         return filesystem_type(fd) in PSEUDO
+
+    def reap(self) -> None:
+        """Free the orphans that nothing maps any more. Needs the kernel lock."""
+        for key, (contents, cache) in list(self.orphans.items()):
+            if not cache.mappings:
+                cache.close()
+                contents.close()
+                del self.orphans[key]
 
     def statfs(self) -> StatFs:
         with host_errno():
-            host = os.fstatvfs(self.root.fd)  # type: ignore[attr-defined]  # the root is a HostInode
+            host = os.fstatvfs(self.top.fd)
         return StatFs(
-            self.magic, host.f_frsize, host.f_blocks, host.f_bfree, host.f_bavail, host.f_files, host.f_ffree, self.dev
-        )
-
-    def options(self) -> bytes:
-        return b""
+            self.magic, host.f_bsize, host.f_blocks, host.f_bfree, host.f_bavail, host.f_files, host.f_ffree, self.dev,
+            host.f_namemax,
+        )  # fmt: skip
 
     def remount(self, flags: int, data: dict[bytes, bytes]) -> None:
         """What a person mounted read-only stays so."""
@@ -93,11 +115,27 @@ class HostFs(SuperBlock):
             raise SysError(errno.EROFS, "the host's directory was given read-only")
         super().remount(flags, data)
 
-    def sync(self) -> None:
+    def write_back(self) -> None:
+        """Give the host what mappings have written."""
+        for _, cache in list(self.orphans.values()):
+            cache.write_back()
         for inode in list(self.inodes.values()):
-            inode.write_back()
+            if inode.cache is not None:
+                inode.cache.write_back()
+
+    def sync(self) -> None:
+        if self.read_only or not stat.S_ISDIR(self.top.mode):
+            return
+        self.write_back()
+        with host_errno():
+            fd = os.open(self.top.by_descriptor, DIRECTORY_FLAGS)
+            try:
+                sync_filesystem(fd)
+            finally:
+                os.close(fd)
 
     def shutdown(self) -> None:
-        self.sync()
+        self.write_back()
+        self.reap()
         for inode in list(self.inodes.values()):
             inode.close()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from devices.vfs.inode import Inode
 
 BUFFER = 1 << 20
+PRIVATE = b"trusted.overlay."
 
 
 class Contents(Protocol):
@@ -41,7 +42,34 @@ class Mounter:
         self.credentials = Credentials()
 
 
-def make_copy(mounter: Task, directory: Inode, name: bytes, old: Inode) -> Inode:
+def copy_to(mounter: Task, old: Inode, directory: Inode, name: bytes, size: int | None) -> Inode:
+    """Make `name` in an upper directory a copy of `old`, of its first `size` bytes if it is a regular file (None: all).
+    If that fails nothing is left of it. The directory's times stay."""
+    times = {"atime": directory.atime, "mtime": directory.mtime, "ctime": directory.ctime}
+    new = _make(mounter, directory, name, old)
+    try:
+        if stat.S_ISREG(old.mode):
+            _copy_contents(old, new, old.size if size is None else min(size, old.size))
+        _copy_attributes(mounter, old, new)
+    except BaseException:
+        drop(mounter, directory, name, new)
+        raise
+    finally:
+        directory.setattr(**times)
+    return new
+
+
+def drop(mounter: Task, directory: Inode, name: bytes, inode: Inode) -> None:
+    """Take a name away in the upper layer, and the file with the last one."""
+    if stat.S_ISDIR(inode.mode):
+        directory.rmdir(mounter, name, inode)
+    else:
+        directory.unlink(mounter, name, inode)
+    if not inode.nlink:
+        inode.released()
+
+
+def _make(mounter: Task, directory: Inode, name: bytes, old: Inode) -> Inode:
     """A new file of the kind of `old`, without its contents."""
     if stat.S_ISREG(old.mode):
         return directory.create(mounter, name, 0o600)
@@ -52,7 +80,7 @@ def make_copy(mounter: Task, directory: Inode, name: bytes, old: Inode) -> Inode
     return directory.mknod(mounter, name, stat.S_IFMT(old.mode) | 0o600, old.rdev)
 
 
-def copy_contents(old: Inode, new: Inode, size: int) -> None:
+def _copy_contents(old: Inode, new: Inode, size: int) -> None:
     """The first `size` bytes, into a file in memory; blocks of zeroes stay holes. SysError(ENOSPC, ENOMEM)."""
     source, target = contents_of(old), cast("FilePages", contents_of(new))
     buffer = memoryview(bytearray(min(BUFFER, max(size, 1))))
@@ -74,10 +102,11 @@ def copy_contents(old: Inode, new: Inode, size: int) -> None:
         done += count
 
 
-def copy_attributes(mounter: Task, old: Inode, new: Inode) -> None:
+def _copy_attributes(mounter: Task, old: Inode, new: Inode) -> None:
     """Extended attributes, owner, mode, times."""
     for name in old.listxattr(mounter):
-        new.setxattr(mounter, name, old.getxattr(mounter, name), 0)
+        if not name.startswith(PRIVATE):
+            new.setxattr(mounter, name, old.getxattr(mounter, name), 0)
     times = {"atime": old.atime, "mtime": old.mtime, "ctime": old.ctime}
     if stat.S_ISLNK(old.mode):
         new.setattr(uid=old.uid, gid=old.gid, **times)

@@ -8,6 +8,7 @@ The formats are Linux's to the byte, for libc, ps, top, free and Python's psutil
     task.py        stat, status...     memory.py   maps, smaps, statm     layout.py  where a program's parts are
     fd.py          fd, fdinfo          mounts.py   mounts, mountinfo      net.py     /proc/net
     system.py      the machine         cpu.py      cpuinfo, stat          sysctl.py  /proc/sys
+    locks.py       /proc/locks
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def set_comm(writer: Task, who: Who, data: bytes) -> None:
     """A process may name its own tasks only."""
     if writer.process is not who.process:
         raise SysError(errno.EINVAL, "another's task")
-    who.task.comm = data.split(b"\0", 1)[0].removesuffix(b"\n")[:COMM_LEN]
+    who.task.comm = data[:COMM_LEN].split(b"\0", 1)[0]
     if who.tid == who.process.pid:
         who.process.comm = who.task.comm
 
@@ -128,7 +128,7 @@ def always(contents: bytes) -> Show:
 def net(fs: ProcFs, who: Who, ino: int, node: PidNode) -> PseudoInode:
     from devices.fs.procfs.net import TABLE
 
-    return TableDirectory(fs, ino, node.mode, TABLE)
+    return TableDirectory(fs, ino, node.mode, lambda fs: TABLE)
 
 
 ID_MAP = always(b"%10d %10d %10d\n" % (0, 0, 0xFFFF_FFFF))

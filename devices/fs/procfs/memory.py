@@ -79,7 +79,7 @@ def shown_file(reader: Task, vma: Vma) -> tuple[int, int, int, bytes]:
     """(offset in bytes, device, inode number, name) of the file that an area shows; zeros if it shows none."""
     backing = vma.backing
     path = getattr(vma.file, "path", None)
-    if path is not None:
+    if path is not None and not isinstance(backing, SharedMemory):
         from devices.vfs.pathname import path_name
 
         inode = path.dentry.inode

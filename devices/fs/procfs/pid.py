@@ -104,15 +104,16 @@ class PidLink(PidInode):
         super().__init__(fs, who, ino, S_IFLNK | 0o777)
         self._target = target
 
-    def follow(self, task: Task) -> Path | None:
+    def follow(self, task: Task) -> Path:
         self.who.check_traceable(task)
+        if self.who.ended:
+            raise SysError(errno.ENOENT, "a zombie has no files")
         return self._target(self.who)
 
     def readlink(self, task: Task) -> bytes:
         from devices.vfs.pathname import path_name
 
-        self.who.check_traceable(task)
-        return path_name(task, self._target(self.who))
+        return path_name(task, self.follow(task))
 
 
 class PidDirectory(PidInode):

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from devices.errors import SysError
-from devices.fs.procfs.pid import ENTRIES, PidDirectory, inode_number, number_of
-from devices.fs.procfs.who import find
 from devices.fs.pseudo import PseudoFs, TableDirectory
 from devices.vfs.inode import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from devices.fs.procfs.pid import PidDirectory
     from devices.fs.procfs.who import Who
+    from devices.fs.pseudo import Node
     from devices.kernel import Kernel
     from devices.task.task import Task
     from devices.vfs.inode import Inode
@@ -31,6 +31,8 @@ class ProcFs(PseudoFs):
 
     fstype = b"proc"
     magic = PROC_SUPER_MAGIC
+    no_files = no_names = errno.ENOENT
+    """proc_lookup() knows no negative dentries: a name that is not there cannot even be looked up."""
 
     def __init__(self, kernel: Kernel, source: bytes = b"proc", flags: int = 0) -> None:
         super().__init__(kernel, source, flags)
@@ -43,8 +45,17 @@ class ProcFs(PseudoFs):
         known = self._directories.get(key)
         if known is not None and known.who.alive and known.who.process is who.process:
             return known
+        from devices.fs.procfs.pid import PidDirectory
+
         made = self._directories[key] = PidDirectory(self, who)
         return made
+
+
+def machine_files(fs: PseudoFs) -> Mapping[bytes, Node]:
+    """Imported when somebody looks into /proc: a program that does not pays nothing for it."""
+    from devices.fs.procfs.system import TABLE
+
+    return TABLE
 
 
 class ProcRoot(TableDirectory):
@@ -55,16 +66,16 @@ class ProcRoot(TableDirectory):
     cacheable = False
 
     def __init__(self, fs: ProcFs) -> None:
-        from devices.fs.procfs.system import TABLE
-
-        ino = fs.new_inos(1)
-        super().__init__(fs, ino, S_IFDIR | 0o555, TABLE)
+        super().__init__(fs, fs.new_inos(1), S_IFDIR | 0o555, machine_files)
         self._proc = fs
 
     def refresh(self) -> None:
         self.nlink = 8 + len(self._proc.kernel.processes)
 
     def lookup(self, task: Task, name: bytes) -> Inode | None:
+        from devices.fs.procfs.pid import number_of
+        from devices.fs.procfs.who import find
+
         number = number_of(name)
         if number < 0:
             return super().lookup(task, name)
@@ -72,6 +83,9 @@ class ProcRoot(TableDirectory):
         return self._proc.directory_of(who) if who is not None else None
 
     def iterate(self, task: Task, offset: int) -> Iterator[Entry]:
+        from devices.fs.procfs.pid import ENTRIES, inode_number
+        from devices.fs.procfs.who import find
+
         yield from super().iterate(task, offset)
         kernel = self._proc.kernel
         for pid in sorted(kernel.processes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from devices.fs.procfs import cpu, sysctl
+from devices.fs.procfs.locks import locks
 from devices.fs.procfs.memory import sizes
 from devices.fs.pseudo import directory, fixed, link, text
 from vmm.layout import PAGE_SHIFT
@@ -114,11 +115,6 @@ def filesystems(task: Task) -> bytes:
     from devices.fs.registry import MODULES
 
     return b"".join(b"nodev\t%s\n" % name for name in sorted(MODULES))
-
-
-def locks(task: Task) -> bytes:
-    """/proc/locks: who has locked what is told by fcntl(F_GETLK) alone."""
-    return b""
 
 
 def interrupts(task: Task) -> bytes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from devices.fs.procfs.layout import NOTHING, layout_of
 from devices.fs.procfs.memory import sizes
-from devices.fs.procfs.who import TICK_NS, started_ns, state_of
+from devices.fs.procfs.who import TICK_NS, state_of
 from devices.fs.pseudo import list_text, mask_text
 from devices.task.permissions import may_trace
 from devices.task.policy import REALTIME, SCHED_DEADLINE, current_cpu
@@ -51,8 +51,9 @@ def stat(reader: Task, who: Who) -> bytes:
     ticks = who.cpu_ns() // TICK_NS
     signals = (task.pending.bits, task.sigmask, actions.ignored, actions.caught)
     fields = [
-        parent_of(process), process.pgid, process.sid, 0, -1, PF_RANDOMIZE, 0, 0, 0, 0,
-        ticks, 0, 0, 0, priority_of(task), scheduling.nice, len(process.tasks), 0, started_ns(task) // TICK_NS,
+        process.parent_pid, process.pgid, process.sid, 0, -1, PF_RANDOMIZE, 0, 0, 0, 0,
+        ticks, 0, process.children_ns // TICK_NS, 0, priority_of(task), scheduling.nice, len(process.tasks), 0,
+        task.start_ns // TICK_NS,
         process.memory.total_vm << PAGE_SHIFT, process.memory.resident, process.rlimits[RLIMIT_RSS][0],
         *layout[:2], layout.start_stack, 0, 0, *(mask & 0x7FFF_FFFF for mask in signals), 0, 0, 0,
         SIGCHLD if who.group else -1, current_cpu(task), scheduling.priority, scheduling.policy, 0, 0, 0,
@@ -60,12 +61,6 @@ def stat(reader: Task, who: Who) -> bytes:
     ]  # fmt: skip
     head = b"%d (%s) %c " % (who.tid, who.name, state_of(who)[0])
     return head + b" ".join(b"%d" % value for value in fields) + b"\n"
-
-
-def parent_of(process: Process) -> int:
-    """The parent's number; 0 where it is none of the machine's processes."""
-    parent = process.parent_pid
-    return parent if parent in process.kernel.processes and parent != process.pid else 0
 
 
 def status(reader: Task, who: Who) -> bytes:
@@ -88,7 +83,7 @@ def identity_lines(who: Who) -> list[tuple[bytes, bytes]]:
         (b"Tgid", b"%d" % process.pid),
         (b"Ngid", b"0"),
         (b"Pid", number),
-        (b"PPid", b"%d" % parent_of(process)),
+        (b"PPid", b"%d" % process.parent_pid),
         (b"TracerPid", b"0"),
         (b"Uid", b"%d\t%d\t%d\t%d" % (c.uid, c.euid, c.suid, c.fsuid)),
         (b"Gid", b"%d\t%d\t%d\t%d" % (c.gid, c.egid, c.sgid, c.fsgid)),
@@ -108,11 +103,12 @@ def escaped(name: bytes) -> bytes:
 
 
 def memory_lines(who: Who) -> list[tuple[bytes, bytes]]:
-    """task_mem(). No peaks are kept: they are what is in use now."""
+    """task_mem(). How large the process was at most is not kept: VmPeak is what is in use now."""
     process = who.process
     s = sizes(process)
+    most = max(s.resident, process.resident)
     pages = [
-        (b"VmPeak", s.total), (b"VmSize", s.total), (b"VmLck", s.locked), (b"VmPin", 0), (b"VmHWM", s.resident),
+        (b"VmPeak", s.total), (b"VmSize", s.total), (b"VmLck", s.locked), (b"VmPin", 0), (b"VmHWM", most),
         (b"VmRSS", s.resident), (b"RssAnon", s.anonymous), (b"RssFile", s.file), (b"RssShmem", s.shared_memory),
         (b"VmData", s.data), (b"VmStk", s.stack), (b"VmExe", s.text), (b"VmLib", s.library),
         (b"VmPTE", process.memory.table.tables), (b"VmSwap", 0), (b"HugetlbPages", 0),
@@ -172,8 +168,8 @@ def cpu_lines(who: Who) -> list[tuple[bytes, bytes]]:
 def limits(reader: Task, who: Who) -> bytes:
     """/proc/[pid]/limits."""
 
-    def row(*columns: bytes) -> bytes:
-        return b"%-25s %-20s %-20s %-10s\n" % columns
+    def row(name: bytes, soft: bytes, hard: bytes, unit: bytes) -> bytes:
+        return b"%-25s %-20s %-20s " % (name, soft, hard) + (b"%-10s\n" % unit if unit else b"\n")
 
     def value(limit: int) -> bytes:
         return b"unlimited" if limit == RLIM_INFINITY else b"%d" % limit
@@ -217,7 +213,4 @@ def oom_adjustment(process: Process) -> int:
 
 def children(reader: Task, who: Who) -> bytes:
     """/proc/[pid]/task/[tid]/children."""
-    if who.process.pid != who.tid:
-        return b""
-    processes = sorted(who.process.kernel.processes.values(), key=lambda p: p.pid)
-    return b"".join(b"%d " % p.pid for p in processes if p.parent_pid == who.tid and p is not who.process)
+    return b"".join(b"%d " % child.pid for child in who.process.children if child.parent_task is who.task)

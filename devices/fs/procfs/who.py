@@ -65,8 +65,8 @@ class Who:
 
 
 def leader_of(process: Process) -> Task | None:
-    """The task of the process's own number, another one of it where that has ended, None where all have."""
-    return process.tasks.get(process.pid) or next(iter(process.tasks.values()), None)
+    """The task of the process's own number, which may have ended; None before it has one."""
+    return process.leader or process.tasks.get(process.pid)
 
 
 def find(kernel: Kernel, number: int) -> Who | None:
@@ -100,11 +100,3 @@ def is_in(task: Task) -> bool:
     """Is it among the tasks that have stopped?"""
     queue = task.process.pending.stopped
     return queue is not None and any(waiter.task is task for waiter in queue)
-
-
-# What is kept elsewhere
-
-
-def started_ns(task: Task) -> int:
-    """CLOCK_BOOTTIME when the task was made, in ns."""
-    return int(getattr(task, "start_ns", 0))

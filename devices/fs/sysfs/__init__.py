@@ -1,6 +1,7 @@
 """sysfs: the machine's hardware as files, as far as programs read it: CPUs, caches, the memory node, loopback.
 
-tree.py has the tables. Follows drivers/base/cpu.c, cacheinfo.c, node.c, topology.c, and Documentation/ABI.
+superblock.py is the file system, tree.py has the tables.
+Follows drivers/base/cpu.c, cacheinfo.c, node.c, topology.c, and Documentation/ABI.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def mount(kernel: Kernel, task: Task | None, source: bytes, flags: int, data: bytes) -> SuperBlock:
     """mount -t sysfs; options are ignored, as Linux does."""
-    from devices.fs.sysfs.tree import SysFs
+    from devices.fs.sysfs.superblock import SysFs
 
     return SysFs(kernel, source or b"sysfs", flags)
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from stat import S_IFDIR
 from typing import TYPE_CHECKING
 
-from devices.fs.pseudo import Node, PseudoFs, TableDirectory, TextInode, directory, list_text, mask_text, text
+from devices.fs.pseudo import Node, TextInode, directory, list_text, mask_text, text
 from devices.fs.pseudo import fixed as plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from devices.kernel import Kernel
+    from devices.fs.pseudo import PseudoFs
     from devices.task.task import Task
 
     Table = Mapping[bytes, Node]
 
-SYSFS_MAGIC = 0x62656572
 FILE_SIZE = 4096
 HOST_CACHE = "/sys/devices/system/cpu/cpu0/cache"
 CACHE_FILES = (
@@ -25,15 +23,6 @@ CACHE_FILES = (
     b"ways_of_associativity",
 )  # fmt: skip
 LAST_LEVEL = b"3"
-
-
-class SysFs(PseudoFs):
-    fstype = b"sysfs"
-    magic = SYSFS_MAGIC
-
-    def __init__(self, kernel: Kernel, source: bytes, flags: int) -> None:
-        super().__init__(kernel, source, flags)
-        self.root = TableDirectory(self, self.new_inos(1), S_IFDIR | 0o555, ROOT)
 
 
 def folder(nodes: Table) -> Node:
@@ -102,7 +91,9 @@ def caches(fs: PseudoFs, number: int) -> Table:
         values = host_cache(index)
         if not values:
             break
-        shared = (1 << count) - 1 if values.get(b"level") == LAST_LEVEL else 1 << number
+        everyone = values.get(b"level") == LAST_LEVEL
+        shared = (1 << count) - 1 if everyone else 1 << number
+        values[b"id"] = b"%d" % (0 if everyone else number)
         values[b"shared_cpu_map"], values[b"shared_cpu_list"] = mask_text(shared, count), list_text(shared)
         table[b"index%d" % index] = folder({name: file(line) for name, line in values.items()})
     return table
@@ -144,7 +135,10 @@ def node_meminfo(task: Task) -> bytes:
     """The lines of /proc/meminfo that are of a node, each with its number before it."""
     from devices.fs.procfs.system import meminfo
 
-    skipped = (b"MemAvailable", b"Buffers", b"Cached", b"Commit", b"Vmalloc", b"Swap", b"DirectMap", b"Percpu")
+    skipped = (
+        b"MemAvailable", b"Buffers", b"Cached", b"Commit", b"Vmalloc", b"Swap", b"DirectMap", b"Percpu", b"Zswap",
+        b"Hugepagesize", b"Balloon", b"Hugetlb", b"HugePages_Rsvd",
+    )  # fmt: skip
     lines = [b"Node 0 " + line for line in meminfo(task).splitlines(True) if not line.startswith(skipped)]
     total, free = (int(line.split()[3]) for line in lines[:2])
     lines.insert(2, b"Node 0 MemUsed:        %8d kB\n" % (total - free))

@@ -130,7 +130,7 @@ class Regular(TmpfsInode):
     def allocate(self, offset: int, length: int, keep_size: bool) -> None:
         """fallocate(2): frames for the range, all or none. SysError(ENOSPC, EPERM, ENOMEM)."""
         end = offset + length
-        if not keep_size and end > self.size and self.seals & F_SEAL_GROW:
+        if end > self.size and self.seals & F_SEAL_GROW:
             raise SysError(errno.EPERM, "F_SEAL_GROW")
         first, last = offset >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT
         if self.fs.max_blocks and last - first > self.fs.max_blocks:
@@ -141,12 +141,14 @@ class Regular(TmpfsInode):
             raise SysError(errno.ENOMEM, "the machine's memory is used up") from None
         if not keep_size and end > self.size:
             self.size = end
+        self.changed()
 
     def punch(self, offset: int, length: int) -> None:
         """fallocate(FALLOC_FL_PUNCH_HOLE)."""
         if self.seals & NO_WRITES:
             raise SysError(errno.EPERM, "F_SEAL_WRITE")
         self.pages.clear(offset, length)
+        self.changed()
 
     def released(self) -> None:
         self.pages.cut(0)

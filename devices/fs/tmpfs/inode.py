@@ -179,11 +179,6 @@ class Directory(TmpfsInode):
         self.size -= self.fs.entry_size
         self.changed()
 
-    def _put(self, name: bytes, inode: TmpfsInode) -> None:
-        """Let an entry that is there mean another file."""
-        self._children[name] = (inode, self._children[name][1])
-        self.changed()
-
     def lookup(self, task: Task, name: bytes) -> Inode | None:
         found = self._children.get(name)
         return found[0] if found is not None else None
@@ -293,12 +288,12 @@ class Directory(TmpfsInode):
             else:
                 target._unlinked(replaced)
         self._drop(name)
+        if whiteout is not None:
+            self._add(name, whiteout)
         target._add(new_name, child)
         if isinstance(child, Directory):
             self.nlink -= 1
             target.nlink += 1
-        if whiteout is not None:
-            self._add(name, whiteout)
         child.ctime = target.ctime
 
     def _whiteout(self, task: Task) -> Special:
@@ -307,8 +302,10 @@ class Directory(TmpfsInode):
 
     def _exchange(self, name: bytes, child: TmpfsInode, target: Directory, new_name: bytes, other: TmpfsInode) -> None:
         """simple_rename_exchange()."""
-        self._put(name, other)
-        target._put(new_name, child)
+        self._drop(name)
+        target._drop(new_name)
+        self._add(name, other)
+        target._add(new_name, child)
         if self is not target:
             moved = (S_IFMT(child.mode) == S_IFDIR) - (S_IFMT(other.mode) == S_IFDIR)
             self.nlink -= moved

@@ -56,7 +56,8 @@ class Descriptors:
         self.fds: list[int] = []
 
     def resolve(self, argument: Fd) -> int:
-        return self.fds[argument.number] if argument.number < len(self.fds) else 1000
+        known = -len(self.fds) <= argument.number < len(self.fds)
+        return self.fds[argument.number] if known else 1000
 
     def note(self, name: str, result: int) -> int:
         if name not in OPENERS or result < 0:
@@ -116,7 +117,7 @@ class Server:
     def __init__(self, requests: int, answers: int) -> None:
         self.requests, self.answers = requests, answers
         self.libc = ctypes.CDLL(None, use_errno=True)
-        self.mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY)
+        self.proc = os.open("/proc", os.O_PATH)
 
     def run(self) -> None:
         descriptors = Descriptors()
@@ -153,7 +154,8 @@ class Server:
 
     def serve(self, descriptors: Descriptors, name: str, arguments: Any) -> Answer:
         if name == "mountinfo":
-            return 0, [os.pread(self.mountinfo, 1 << 16, 0)]
+            with open(os.open("self/mountinfo", os.O_RDONLY, dir_fd=self.proc), "rb") as file:
+                return 0, [file.read()]
         rooms: list[Any] = []
         values: list[Any] = []
         for argument in arguments:
@@ -180,16 +182,18 @@ class Server:
 
 class OurKernel:
     def __init__(self, world: World) -> None:
+        from devices.vfs.fs_struct import first_fs_locked
         from devices.vfs.mount import set_root_locked
         from tests.unit.devices.vfs.memfs import MEMFS, MemFs
 
         kernel = world.kernel
         kernel.filesystems[b"tmpfs"] = MEMFS
         self.fs = MemFs(kernel)
-        kernel.vfs.namespace = kernel.vfs.first_fs = None
         set_root_locked(kernel, self.fs)
         self.world = world
-        self.task = world.new_process()
+        self.task = world.task
+        self.task.process.fs.release_locked()
+        self.task.process.fs = first_fs_locked(kernel)
         self.data = self.task.memory.mmap(0, 1 << 20, 3, 0x22)
         self.descriptors = Descriptors()
 
@@ -198,9 +202,10 @@ class OurKernel:
 
         memory = self.task.memory
         if name == "mountinfo":
-            from devices.vfs.mountinfo import mountinfo
+            from devices.fs.procfs.mounts import mountinfo
+            from devices.fs.procfs.who import Who
 
-            return 0, [mountinfo(self.task)]
+            return 0, [mountinfo(self.task, Who(self.task.process, self.task, True))]
         at = self.data
         values: list[int] = []
         rooms: list[tuple[int, int]] = []
