@@ -3,8 +3,8 @@
 The tree of the overlay's upper layer, as a layer of an OCI image has it: what was removed is an empty file `.wh.NAME`,
 a directory that hides what was below has a `.wh..wh..opq`. A directory of a lower layer that was renamed is written
 whole. Left out: device nodes and sockets, set-user-id and set-group-id bits of programs, extended attributes but
-user.*, and names that would read as whiteouts. Names are created one component at a time below the directory's descriptor;
-nothing is followed and nothing that exists is replaced.
+user.*, and names that would read as whiteouts. Names are created one component at a time below the descriptor of the
+directory; nothing is followed and nothing that exists is replaced.
 """
 
 from __future__ import annotations

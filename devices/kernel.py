@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vmm.cpu import Accelerator, Cpu, Exit
 
 PID_MAX = 4_194_304
+WRITE_BACK_NS = 5 * 10**9
+"""How long what was written through a shared mapping of a host file may wait to reach it."""
 
 
 class Threads(Protocol):
@@ -54,6 +56,7 @@ class Kernel:
         self.futexes = Futexes()
         self.random: Random = memory.random
         self.timers = Timers(self.lock, self.clock)
+        memory.on_dirty = lambda: self.timers.add(self.clock.monotonic_ns() + WRITE_BACK_NS, memory.write_back)
         self.vdso = Vdso(memory, self.clock)
         self.threads = threads
         self.max_tasks = max_tasks
@@ -151,6 +154,7 @@ class Kernel:
         """Give back what the kernel holds of the host. The lock is not held."""
         with self.lock:
             thread = self.timers.close()
+            self.memory.write_back()
             if self.root is not None:
                 self.root.close_locked()
         if thread is not None:

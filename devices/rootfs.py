@@ -81,7 +81,7 @@ class RootFs:
         return make_tmpfs(self._kernel, mode=mode)
 
     def mount_locked(self, task: Task, stdio: tuple[int, int, int]) -> None:
-        """Mount what belongs into the tree, on behalf of the machine's first task, and give its streams their places."""
+        """Mount what belongs into the tree on behalf of the machine's first task, and give its streams their places."""
         if self._mounted:
             return
         self._mounted = True

@@ -88,7 +88,7 @@ class MachineMemory:
         """Page caches of host files that hold frames, the one that was used last at the end."""
         self.dirty: dict[PageCache, None] = {}
         """Those of them that hold something which the host does not have yet."""
-        self.on_dirty: Callable[[], None] = lambda: None
+        self.on_dirty: Callable[[], object] = lambda: None
         """Called when there is something to be written to the host, and there was nothing before."""
         self._pause = 0
         frames.reclaim = self.reclaim

@@ -1,8 +1,8 @@
 """What fires when nobody waits: timers of a machine, for timerfd, alarm, setitimer and timer_create.
 
 One host thread serves all timers of a machine, from the first that is armed until the machine is closed; it sleeps
-until the next one is due. Callbacks run with the kernel lock held. Rejected: a host timer each (timerfd, timer_create), which
-would need a descriptor or a signal for every timer that a guest cares to make.
+until the next one is due. Callbacks run with the kernel lock held. Rejected: a host timer each (timerfd, timer_create),
+which would need a descriptor or a signal for every timer that a guest cares to make.
 """
 
 from __future__ import annotations

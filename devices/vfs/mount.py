@@ -139,6 +139,8 @@ class MountNamespace:
     """struct mnt_namespace. An `anonymous` one holds the tree of an open_tree() or fsmount() descriptor."""
 
     def __init__(self, vfs: Vfs, root: Mount, anonymous: bool = False) -> None:
+        self.id = vfs.new_namespace_id()
+        """As statmount(2) tells it."""
         self.root = root
         self.anonymous = anonymous
         self.mounts: dict[int, Mount] = {}

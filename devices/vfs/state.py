@@ -55,6 +55,7 @@ class Vfs:
         self._next_kept = 0
         self._minors = 0
         self._cookie = 0
+        self._namespaces = 0
         self._mount_ids: set[int] = set()
         self._unique_mount = FIRST_UNIQUE_MOUNT
         self._groups: set[int] = set()
@@ -83,6 +84,10 @@ class Vfs:
 
     def free_mount_id(self, number: int) -> None:
         self._mount_ids.discard(number)
+
+    def new_namespace_id(self) -> int:
+        self._namespaces += 1
+        return self._namespaces
 
     def new_group_id(self) -> int:
         """The number of a peer group in mountinfo."""

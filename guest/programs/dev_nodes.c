@@ -1,3 +1,4 @@
+// boot: host
 /* The device files of /dev: null, zero, full, random, urandom, and the links to the standard streams. */
 #include "say.h"
 

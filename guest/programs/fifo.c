@@ -1,3 +1,4 @@
+// boot: host
 // build: -Wno-unused-result
 // FIFOs in a tmpfs: opens that wait for the other side, O_NONBLOCK, O_RDWR, hang-ups, what the last close loses.
 #include "say.h"

@@ -1,3 +1,4 @@
+// boot: host
 /* /proc/self: what a process reads about itself, as far as it is the same on every kernel. */
 #include "say.h"
 

@@ -1,3 +1,4 @@
+// boot: host
 // build: -Wno-unused-result
 // Names in a tmpfs: link counts and sizes of directories, order of entries, rename with flags, attributes, times.
 #include "say.h"

@@ -116,11 +116,17 @@ def test_mounts(accelerator: str, root: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("host\n")
     options = tuple(f"--mount={tmp_path}/{mode}:/mnt/{mode}:{mode}" for mode in ("ro", "rw", "overlay"))
-    script = "for m in ro rw overlay; do cat /mnt/$m/file; echo guest > /mnt/$m/file; read x < /mnt/$m/file; echo $x; done"
+    script = (
+        "for m in ro rw overlay; do cat /mnt/$m/file; echo guest > /mnt/$m/file; read x < /mnt/$m/file; echo $x; done"
+    )
     status, out, err = run(accelerator, root, "sh", "-c", script.replace("cat /mnt/$m/file;", ""), options=options)
     assert (status, out) == (0, "host\nguest\nguest\n")
     assert err.count("Read-only file system") == 1
-    assert [(tmp_path / mode / "file").read_text() for mode in ("ro", "rw", "overlay")] == ["host\n", "guest\n", "host\n"]
+    assert [(tmp_path / mode / "file").read_text() for mode in ("ro", "rw", "overlay")] == [
+        "host\n",
+        "guest\n",
+        "host\n",
+    ]
 
 
 def test_a_file_mounted(accelerator: str, root: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Every program in guest/programs is run on both, on every accelerator, and must print the same and end the same way. A
 program that is not meant for that (a benchmark, a hostile one) says so in a line `// not compared: WHY`; its arguments,
-if it takes any, stand in a line `// arguments: ...`.
+if it takes any, stand in a line `// arguments: ...`. One that needs files has a line `// boot: host`: it runs in the
+host's root file system instead of by itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ NOT_COMPARED = re.compile(r"^// not compared: ", re.MULTILINE)
 ARGUMENTS = re.compile(r"^// arguments: (.*)$", re.MULTILINE)
 
 
+IN_HOST = re.compile(r"^// boot: host$", re.MULTILINE)
+
+
 def compared() -> list[str]:
     sources = sorted((GUEST / "programs").glob("*.c"))
     return [source.stem for source in sources if not NOT_COMPARED.search(source.read_text())]
@@ -33,7 +37,8 @@ def arguments(name: str) -> list[str]:
 def test_same_on_both_kernels(name: str, accelerator: str) -> None:
     argv: list[str | Path] = [program(name), *arguments(name)]
     expected = native(argv)
-    result = boot(accelerator, argv)
+    root = ["host"] if IN_HOST.search((GUEST / "programs" / f"{name}.c").read_text()) else []
+    result = boot(accelerator, [*root, *argv])
     assert result.stdout.decode() == expected.stdout.decode()
     assert result.stderr.decode() == expected.stderr.decode()
     assert result.returncode == shell_status(expected.returncode)

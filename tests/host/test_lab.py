@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.harness import ROOT
 from tests.lab import channel, initramfs, kernel, selection, verdict
 from tests.lab.channel import Channel, End, Failure, Ready
 from tests.lab.errors import LabError
@@ -478,6 +479,15 @@ def test_tests_that_cannot_be_collected_are_shown(tmp_path: Path, capsys: pytest
     with pytest.raises(LabError, match=r"cannot collect the tests \(status 2\)"):
         selection.default_command(tmp_path)
     assert "no_such_module" in capsys.readouterr().out
+
+
+def test_what_is_left_out_exists() -> None:
+    """pytest says nothing of a deselected test that is not there, so a renamed one would run again unnoticed."""
+    files = {node.partition("::")[0] for node in selection.DESELECTED}
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    listing = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert set(selection.DESELECTED) <= set(listing)
+    assert {f"--deselect={node}" for node in selection.DESELECTED} < set(selection.pytest_command(["a.py"]))
 
 
 def test_bytecode_is_prepared(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from tests.lab.errors import LabError
 QEMU = "qemu-system-x86_64"
 CPUS = 2
 
-# QEMU before 9.1 reads the stack of an IRET in user mode with the kernel's rights. With SMAP that is a fault of the
-# kernel's, so that any program could end the lab: tests/guest/test_hostile.py has one that does IRET.
-CPU = "max,-smap"
+# smap: QEMU before 9.1 reads the stack of an IRET in user mode with the kernel's rights. With SMAP that is a fault of
+# the kernel's, so that any program could end the lab: tests/guest/test_hostile.py has one that does IRET.
+# pku: with protection keys Linux makes PROT_EXEC mappings unreadable, and the guest's CPUs have none to compare with.
+CPU = "max,-smap,-pku"
 
 KERNEL_ARGUMENTS = (
     *("console=ttyS0", "quiet"),

@@ -86,7 +86,9 @@ class Draw:
         return self.one((b"user.a", b"user.a", b"user.b", b"trusted.a", b"user.", b"x", b"", b"security.a"))
 
     def flock(self) -> Data:
-        return Data(LOCKS.pack(self.one((0, 1, 2, 3)), self.one((0, 1, 2, 3)), self.one((0, 5, -1)), self.one((0, 5, -1)), 0))
+        return Data(
+            LOCKS.pack(self.one((0, 1, 2, 3)), self.one((0, 1, 2, 3)), self.one((0, 5, -1)), self.one((0, 5, -1)), 0)
+        )
 
 
 STAT = Room(144)

@@ -7,7 +7,17 @@ import random
 import pytest
 
 from tests.unit.devices.support import World
-from tests.unit.devices.vfs.oracle import Answer, Argument, Fd, HostKernel, OurKernel, Room, names_in, reason_why_not, stat_of
+from tests.unit.devices.vfs.oracle import (
+    Answer,
+    Argument,
+    Fd,
+    HostKernel,
+    OurKernel,
+    Room,
+    names_in,
+    reason_why_not,
+    stat_of,
+)
 from tests.unit.devices.vfs.random_calls import INITIAL, Call, sequence
 
 NO_ORACLE = reason_why_not()

@@ -87,7 +87,9 @@ class Draw:
             flags = MS_BIND | (MS_REC if rng.random() < 0.4 else 0)
             return "mount", (self.place(), self.place(), 0, flags, 0)
         if kind < 14:
-            change = rng.choice((MS_SHARED, MS_SHARED, MS_PRIVATE, MS_SLAVE, MS_SLAVE, MS_UNBINDABLE, MS_SHARED | MS_SLAVE))
+            change = rng.choice(
+                (MS_SHARED, MS_SHARED, MS_PRIVATE, MS_SLAVE, MS_SLAVE, MS_UNBINDABLE, MS_SHARED | MS_SLAVE)
+            )
             return "mount", (0, self.place(), 0, change | rng.choice((0, 0, MS_REC)), 0)
         if kind < 16:
             return "mount", (self.place(), self.place(), 0, MS_MOVE, 0)
