@@ -56,7 +56,9 @@ class RootFs:
         read_only: bool = False,
         mounts: Sequence[MountSpec] = (),
         tmpfs: Sequence[bytes] = (),
+        attributes: Sequence[bytes | None] = (),
     ) -> None:
+        """`attributes`: for each layer the file that is beside it (devices/fs/hostfs/sidecar.py), or None."""
         self._kernel = kernel
         self._read_only = read_only
         self._mounts = mounts
@@ -64,14 +66,15 @@ class RootFs:
         self._mounted = False
         self._filesystems: list[SuperBlock] = []
         with kernel.lock:
-            lower = [self._host_locked(path, True).root for path in layers]
+            beside = [*attributes, *[None] * (len(layers) - len(attributes))]
+            lower = [self._host_locked(path, True, file).root for path, file in zip(layers, beside, strict=True)]
             self.upper = self._memory_locked(0o755)
             root = OverlayFs(kernel, lower, self.upper.root)
             self._root = set_root_locked(kernel, root)
             install(kernel.vfs)
 
-    def _host_locked(self, path: bytes, read_only: bool) -> HostFs:
-        made = HostFs(self._kernel.new_dev_locked(), path, read_only=read_only)
+    def _host_locked(self, path: bytes, read_only: bool, attributes: bytes | None = None) -> HostFs:
+        made = HostFs(self._kernel.new_dev_locked(), path, read_only=read_only, attributes=attributes)
         self._filesystems.append(made)
         return made
 

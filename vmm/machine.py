@@ -51,7 +51,8 @@ class Config:
     descriptors that become the program's 0, 1 and 2.
 
     layers: host directories that make up the root file system, the topmost first (none: programs are ELF files of the
-    host, without one); read_only: nothing in it can be written; mounts: what of the host is in it; tmpfs: empty
+    host, without one); attributes: for each layer the file beside it that says what its directory cannot (vmm/image);
+    read_only: nothing in it can be written; mounts: what of the host is in it; tmpfs: empty
     directories in memory; hostname: what uname(2) tells.
     """
 
@@ -67,6 +68,7 @@ class Config:
         max_tasks: int = 1000,
         stdio: tuple[int, int, int] = (0, 1, 2),
         layers: Sequence[str | bytes] = (),
+        attributes: Sequence[bytes | None] = (),
         read_only: bool = False,
         mounts: Sequence[MountSpec] = (),
         tmpfs: Sequence[bytes] = (),
@@ -81,6 +83,7 @@ class Config:
         self.max_tasks = max_tasks
         self.stdio = stdio
         self.layers = [os.fsencode(layer) for layer in layers]
+        self.attributes = attributes
         self.read_only = read_only
         self.mounts = mounts
         self.tmpfs = tmpfs
@@ -147,7 +150,12 @@ class Machine:
         config = self.config
         try:
             kernel.root = RootFs(
-                kernel, config.layers, read_only=config.read_only, mounts=config.mounts, tmpfs=config.tmpfs
+                kernel,
+                config.layers,
+                attributes=config.attributes,
+                read_only=config.read_only,
+                mounts=config.mounts,
+                tmpfs=config.tmpfs,
             )
         except OSError as error:
             raise BootError(f"{os.fsdecode(error.filename or b'')}: {error.strerror}") from error

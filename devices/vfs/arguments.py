@@ -27,7 +27,7 @@ NullablePath = Annotated[bytes | None, NullableStringArg()]
 
 
 def is_empty(path: bytes | None, flags: int) -> bool:
-    """Does AT_EMPTY_PATH with an empty path, or NULL, mean the descriptor itself? SysError(EFAULT) for NULL without it."""
+    """Does AT_EMPTY_PATH with an empty path, or NULL, mean the descriptor? SysError(EFAULT) for NULL without it."""
     if path is None and not flags & AT_EMPTY_PATH:
         raise SysError(errno.EFAULT)
     return not path and bool(flags & AT_EMPTY_PATH)

@@ -47,7 +47,7 @@ def now(task: Task) -> int:
 
 
 def place_of_fd(task: Task, fd: int) -> paths.Path:
-    """Where a descriptor was opened; EPERM for a file that is in no file system, whose attributes are nobody's to set."""
+    """Where a descriptor was opened; EPERM for a file in no file system, whose attributes are nobody's to set."""
     place = task.files.opened(fd).path
     if place is None:
         raise SysError(errno.EPERM, "in no file system")

@@ -1,4 +1,4 @@
-"""truncate, fallocate, fsync and what else is about a file's contents but moves none; getdents (fs/open.c, fs/sync.c)."""
+"""truncate, fallocate, fsync and what else is about contents but moves none; getdents (fs/open.c, fs/sync.c)."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def check_fallocate(file: OpenFile, mode: int, offset: int, length: int) -> None
 def fadvise64(task: Task, fd: Fd, offset: Off, len: Off, advice: Advice) -> int:
     """man 2 posix_fadvise: only what cannot be advice is refused; the file may do as it likes."""
     file = task.files.opened(fd)
-    if file.inode is not None and S_IFMT(file.inode.mode) == S_IFIFO or _is_stream(file):
+    if (file.inode is not None and S_IFMT(file.inode.mode) == S_IFIFO) or _is_stream(file):
         raise SysError(errno.ESPIPE)
     if len < 0 or not 0 <= advice <= 5:
         raise SysError(errno.EINVAL)

@@ -315,7 +315,7 @@ class FileTable:
         return self._files.get(fd)
 
     def capacity(self) -> int:
-        """How many descriptors Linux's table has room for at the moment (max_fds of fs/file.c): select looks at these."""
+        """How many descriptors Linux's table has room for now (max_fds of fs/file.c): select looks at these."""
         highest = max(self._files, default=-1)
         return 64 if highest < 64 else 128 << (highest // 128).bit_length()
 

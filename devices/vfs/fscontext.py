@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from devices.errors import SysError
+from devices.fs.anon import anonymous_path
 from devices.vfs import mount_abi as ms
 from devices.vfs.abi import O_PATH, O_RDWR
 from devices.vfs.files import OpenFile, PathFile
@@ -13,6 +14,7 @@ from devices.vfs.mount import Mount, MountNamespace, unmount_tree_locked
 from devices.vfs.path import Path
 
 if TYPE_CHECKING:
+    from devices.kernel import Kernel
     from devices.task.task import Task
     from devices.vfs.files import Segments
     from devices.vfs.inode import SuperBlock
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from devices.vfs.state import Vfs
 
 SUPERBLOCK_PARAMETERS = {
-    b"ro": (ms.MS_RDONLY, 0), b"rw": (0, ms.MS_RDONLY), b"sync": (ms.MS_SYNCHRONOUS, 0), b"async": (0, ms.MS_SYNCHRONOUS),
+    b"ro": (ms.MS_RDONLY, 0), b"rw": (0, ms.MS_RDONLY),
+    b"sync": (ms.MS_SYNCHRONOUS, 0), b"async": (0, ms.MS_SYNCHRONOUS),
     b"dirsync": (ms.MS_DIRSYNC, 0), b"lazytime": (ms.MS_LAZYTIME, 0), b"nolazytime": (0, ms.MS_LAZYTIME),
     b"mand": (ms.MS_MANDLOCK, 0), b"nomand": (0, ms.MS_MANDLOCK),
 }  # fmt: skip
@@ -46,8 +49,9 @@ class TreeFile(PathFile):
 class FsContext(OpenFile):
     """A descriptor of fsopen or fspick (struct fs_context): parameters, then the file system."""
 
-    def __init__(self, fstype: FileSystemType | None, sb: SuperBlock | None = None) -> None:
+    def __init__(self, kernel: Kernel, fstype: FileSystemType | None, sb: SuperBlock | None = None) -> None:
         super().__init__(O_RDWR)
+        self.attach(anonymous_path(kernel, b"[fscontext]"))
         self._fstype = fstype
         self._picked = sb
         """The file system that fspick is to change."""
@@ -104,7 +108,7 @@ class FsContext(OpenFile):
         """fsmount(): the file system, once."""
         from devices.vfs.path import root_dentry
 
-        if self._done:
+        if self._done or self._picked is not None:
             raise SysError(errno.EBUSY, "mounted already")
         if self._made is None:
             raise SysError(errno.EINVAL, "not made yet")

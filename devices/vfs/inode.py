@@ -1,9 +1,9 @@
 """What every file system is to the VFS: inodes and the super block they belong to (struct inode, struct super_block).
 
-A file system subclasses both (devices/fs/). The VFS (path.py, mount.py, syscalls) has checked permissions, name lengths,
-read-only mounts and that names are not `.` or `..` before it calls an inode's operation; the inode does the work, keeps
-its own and its directory's times and link counts, and raises SysError for what only it can know (ENOSPC, EIO, ENOTEMPTY).
-Every method is called with the kernel lock held.
+A file system subclasses both (devices/fs/). The VFS (path.py, mount.py, syscalls) has checked permissions, lengths of
+names, read-only mounts and that names are not `.` or `..` before it calls an inode's operation; the inode does the
+work, keeps its own and its directory's times and link counts, and raises SysError for what only it can know (ENOSPC,
+EIO, ENOTEMPTY). Every method is called with the kernel lock held.
 
 Names and symlink targets are bytes without NUL. Times are CLOCK_REALTIME nanoseconds. Sizes and offsets are bytes.
 """
@@ -90,7 +90,7 @@ class SuperBlock:
         """Write what is dirty to where it is kept."""
 
     def name_of(self, dentry: Dentry) -> bytes | None:
-        """The name that /proc shows for a file that is in no directory (`pipe:[5]`, `/memfd:x (deleted)`), else None."""
+        """What /proc shows for a file that is in no directory (`pipe:[5]`, `/memfd:x (deleted)`), else None."""
         return None
 
     def shutdown(self) -> None:
@@ -218,8 +218,8 @@ class Inode:
     def rename(
         self, task: Task, name: bytes, child: Inode, target: Inode, new_name: bytes, replaced: Inode | None, flags: int
     ) -> None:
-        """Move `child` from `name` here to `new_name` in the directory `target` of the same file system. `replaced` is what
-        is there now. `flags`: RENAME_NOREPLACE (already checked), RENAME_EXCHANGE, RENAME_WHITEOUT."""
+        """Move `child` from `name` here to `new_name` in the directory `target` of the same file system. `replaced` is
+        what is there now. `flags`: RENAME_NOREPLACE (already checked), RENAME_EXCHANGE, RENAME_WHITEOUT."""
         raise SysError(errno.EPERM, "nothing can be moved here")
 
     def tmpfile(self, task: Task, mode: int) -> Inode:

@@ -205,8 +205,7 @@ def clone(vfs: Vfs, old: Mount, root: Dentry, *, slave: bool = False, shared: bo
 def copy_tree(
     vfs: Vfs, old: Mount, root: Dentry, *, slave: bool = False, shared: bool = False, unbindable: bool = False
 ) -> Mount:
-    """copy_tree(): `old` from `root` on, and what is mounted below; mounts that are unbindable are left out unless asked
-    for."""
+    """copy_tree(): `old` from `root` on, and what is mounted below; unbindable mounts only if asked for."""
     new = clone(vfs, old, root, slave=slave, shared=shared)
     new.unbindable = old.unbindable
     for place, child in list(old.mounted.items()):
@@ -217,8 +216,8 @@ def copy_tree(
 
 
 def attach_tree(vfs: Vfs, tree: Mount, parent: Mount, place: Dentry) -> None:
-    """attach_recursive_mnt(): mount `tree`, which is nowhere or is moved, on `parent` at `place`, and its copies wherever
-    that spreads to; under what is mounted there, if anything is."""
+    """attach_recursive_mnt(): mount `tree`, which is nowhere or is moved, on `parent` at `place`, and its copies
+    wherever that spreads to; under what is mounted there, if anything is."""
     copies: list[tuple[Mount, Mount]] = []
     if parent.group is not None:
         for mount in tree.tree():

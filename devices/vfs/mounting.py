@@ -22,7 +22,7 @@ from devices.vfs.mount import (
 from devices.vfs.path import LOOKUP_FOLLOW, Path, root_dentry, walk
 from devices.vfs.pathname import is_reachable
 from devices.vfs.permissions import CAP_SYS_ADMIN
-from devices.vfs.propagation import busy_elsewhere, change_type
+from devices.vfs.propagation import busy_elsewhere, change_type, receivers
 
 if TYPE_CHECKING:
     from devices.task.task import Task
@@ -236,49 +236,60 @@ def options_of(data: bytes) -> dict[bytes, bytes]:
 
 def move(task: Task, old: Path, target: Path, *, beneath: bool = False) -> None:
     """do_move_mount(): SysError(EINVAL, ELOOP, ENOENT)."""
-    vfs = task.kernel.vfs
     mount, parent = old.mount, old.mount.parent
-    if mount.namespace is None:
-        raise invalid("not mounted")
-    place = target if beneath else top_of(target)
-    anonymous = mount.namespace is not None and mount.namespace.anonymous
-    if not is_ours(task, place.mount) and not (place.mount.namespace and place.mount.namespace.anonymous):
-        raise invalid("the target is in no mount namespace of ours")
-    if not anonymous and (not is_ours(task, mount) or parent is None):
-        raise invalid("not in this mount namespace, or its root")
     if not is_whole(old):
         raise invalid("not a mount point")
-    if place.dentry.is_directory != old.dentry.is_directory:
+    if mount.namespace is None:
+        raise invalid("not mounted")
+    place = place_beneath(target) if beneath else top_of(target)
+    namespace = place.mount.namespace
+    if is_ours(task, mount):
+        if parent is None or parent.group is not None or not is_ours(task, place.mount):
+            raise invalid("the root, on a shared mount, or to another mount namespace")
+    else:
+        usable = is_ours(task, place.mount) or (namespace is not None and namespace.anonymous)
+        root = mount.namespace.anonymous and mount.namespace.root is mount
+        if not root or namespace is mount.namespace or not usable:
+            raise invalid("neither in this mount namespace nor a detached tree")
+    if target.dentry.is_directory != old.dentry.is_directory:
         raise invalid("a file on a directory, or the reverse")
-    if parent is not None and parent.group is not None:
-        raise invalid("it is on a shared mount")
     if beneath:
-        place = _place_beneath(task, place, mount)
+        check_beneath(task, mount, place)
     if place.mount.group is not None and any(m.unbindable for m in mount.tree()):
         raise invalid("an unbindable mount to a shared one")
-    at: Mount | None = place.mount
-    while at is not None:
-        if at is mount:
-            raise SysError(errno.ELOOP, "into itself")
-        at = at.parent
-    attach_tree(vfs, mount, place.mount, place.dentry)
+    if is_ancestor(mount, place.mount):
+        raise SysError(errno.ELOOP, "into itself")
+    attach_tree(task.kernel.vfs, mount, place.mount, place.dentry)
 
 
-def _place_beneath(task: Task, target: Path, mount: Mount) -> Path:
-    """can_move_mount_beneath(): the place under what is mounted at `target`."""
-    over = target.mount
-    if not is_whole(target) or over.parent is None or over.mountpoint is None:
+def place_beneath(path: Path) -> Path:
+    """where_to_mount(): the place under what is mounted at `path`. SysError(EINVAL)."""
+    over = path.mount.topmost()
+    if not is_whole(path) or over.parent is None or over.mountpoint is None:
         raise invalid("nothing is mounted there")
-    if target == task.process.fs.root:
+    return Path(over.parent, over.mountpoint)
+
+
+def check_beneath(task: Task, mount: Mount, place: Path) -> None:
+    """can_move_mount_beneath(): SysError(EINVAL)."""
+    over = place.mount.mounted[place.dentry]
+    if mount.mounted.get(mount.root) is not None:
+        raise invalid("something covers it whole")
+    if over is task.process.fs.root.mount or place.mount is task.process.mounts.root:
         raise invalid("the root")
-    if over.mounted.get(over.root) is not None and over is not over.topmost():
-        raise invalid("not the topmost mount")
-    if mount is over or any(m is over for m in mount.tree()):
+    if is_ancestor(over, mount):
         raise invalid("beneath itself")
-    parent = over.parent
-    if parent.group is not None and (over.group is parent.group or mount.group is parent.group):
-        raise invalid("propagation would mount it twice")
-    return Path(parent, over.mountpoint)
+    would_cover = [over, mount] if is_ours(task, mount) else [over]
+    reached = receivers(place.mount)
+    if any(each.root is place.dentry and each in reached for each in would_cover):
+        raise invalid("it would be mounted on top as well")
+
+
+def is_ancestor(upper: Mount, lower: Mount | None) -> bool:
+    """Is `lower` mounted on `upper`, directly or not, or the same?"""
+    while lower is not None and lower is not upper:
+        lower = lower.parent
+    return lower is upper
 
 
 # Unmounting

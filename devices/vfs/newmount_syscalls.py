@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 PAGE_SIZE = 4096
 KEY_MAX = 256
 BINARY_MAX = 1 << 20
-MountAttr = Annotated[
-    int, StructArg("mount_attr", "<4Q", ("attr_set", "attr_clr", "propagation", "userns_fd"))
-]
+MountAttr = Annotated[int, StructArg("mount_attr", "<4Q", ("attr_set", "attr_clr", "propagation", "userns_fd"))]
 OPEN_TREE_ALL = (
     AT_EMPTY_PATH | AT_NO_AUTOMOUNT | AT_RECURSIVE | AT_SYMLINK_NOFOLLOW | ms.OPEN_TREE_CLONE | ms.OPEN_TREE_CLOEXEC
 )
@@ -75,10 +73,8 @@ def move_mount(
     mounting.check_may_mount(task)
     if flags & ~ms.ALL_MOVE_MOUNT_FLAGS or (flags & ms.MOVE_MOUNT_BENEATH and flags & ms.MOVE_MOUNT_SET_GROUP):
         raise SysError(errno.EINVAL, "flags")
-    source = _place(
-        task, from_dfd, from_pathname, flags & ms.MOVE_MOUNT_F_SYMLINKS, flags & ms.MOVE_MOUNT_F_EMPTY_PATH
-    )
     target = _place(task, to_dfd, to_pathname, flags & ms.MOVE_MOUNT_T_SYMLINKS, flags & ms.MOVE_MOUNT_T_EMPTY_PATH)
+    source = _place(task, from_dfd, from_pathname, flags & ms.MOVE_MOUNT_F_SYMLINKS, flags & ms.MOVE_MOUNT_F_EMPTY_PATH)
     if flags & ms.MOVE_MOUNT_SET_GROUP:
         set_group(task, source, target)
     else:
@@ -118,7 +114,7 @@ def fsopen(task: Task, fs_name: Path, flags: FsopenFlags) -> int:
     mounting.check_may_mount(task)
     if flags & ~ms.FSOPEN_CLOEXEC:
         raise SysError(errno.EINVAL, "flags")
-    return install(task, FsContext(find_filesystem(task.kernel, fs_name)), bool(flags))
+    return install(task, FsContext(task.kernel, find_filesystem(task.kernel, fs_name)), bool(flags))
 
 
 @syscall("fspick")
@@ -131,7 +127,7 @@ def fspick(task: Task, dfd: Fd, path: NullablePath, flags: FspickFlags) -> int:
     place = place_at(task, dfd, path, at | (AT_EMPTY_PATH if flags & ms.FSPICK_EMPTY_PATH else 0))
     if not mounting.is_whole(place):
         raise SysError(errno.EINVAL, "not a mount point")
-    return install(task, FsContext(None, place.mount.sb), bool(flags & ms.FSPICK_CLOEXEC))
+    return install(task, FsContext(task.kernel, None, place.mount.sb), bool(flags & ms.FSPICK_CLOEXEC))
 
 
 def context_of(task: Task, fd: int) -> FsContext:

@@ -1,4 +1,4 @@
-"""Opening: from a path and O_* flags to an open file description (do_open() and its callers in fs/namei.c, fs/open.c)."""
+"""Opening: from a path and O_* flags to an open file description (do_open() and its callers in fs/namei.c)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Dentry:
     __slots__ = ("__weakref__", "children", "inode", "linkable", "mounts", "name", "parent", "unlinked")
 
     def __init__(self, parent: Dentry | None, name: bytes, inode: Inode) -> None:
-        self.parent = parent or self
+        self.parent: Dentry = parent or self
         self.name = name
         self.inode = inode
         self.children: WeakValueDictionary[bytes, Dentry] | None = None
@@ -285,9 +285,10 @@ class Walk:
     def _beneath(self) -> bool:
         mount, dentry = self.mount, self.dentry
         while mount is not self.root_mount:
-            if mount.parent is None or mount.mountpoint is None:
+            above, place = mount.parent, mount.mountpoint
+            if above is None or place is None:
                 return False
-            mount, dentry = mount.parent, mount.mountpoint
+            mount, dentry = above, place
         return dentry.is_under(self.root_dentry)
 
     # Steps
@@ -347,9 +348,10 @@ class Walk:
                 return self._at_root()
             if dentry is not mount.root:
                 break
-            if mount.parent is None or mount.mountpoint is None:
+            above, place = mount.parent, mount.mountpoint
+            if above is None or place is None:
                 return self._at_root()
-            mount, dentry = mount.parent, mount.mountpoint
+            mount, dentry = above, place
         if mount is not self.mount and self.flags & LOOKUP_NO_XDEV:
             raise SysError(errno.EXDEV, "RESOLVE_NO_XDEV")
         parent = dentry.parent
@@ -409,7 +411,7 @@ class Walk:
         self.mount, self.dentry = target
 
     def _to_root(self) -> None:
-        """nd_jump_root(). Where nothing before has led to the root, the kernel does not know that it is on the same mount."""
+        """nd_jump_root(). Where nothing has led to the root, the kernel does not know that it is on the same mount."""
         if self.flags & LOOKUP_BENEATH:
             raise SysError(errno.EXDEV, "RESOLVE_BENEATH: an absolute link")
         if self.flags & LOOKUP_NO_XDEV and not (self.rooted and self.mount is self.root_mount):

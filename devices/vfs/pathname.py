@@ -19,9 +19,10 @@ def prepend(path: Path, root: Path | None) -> tuple[bytes, bool]:
     parts: list[bytes] = []
     while root is None or dentry is not root.dentry or mount is not root.mount:
         if dentry is mount.root:
-            if mount.parent is None or mount.mountpoint is None:
+            above, place = mount.parent, mount.mountpoint
+            if above is None or place is None:
                 return b"/" + b"/".join(reversed(parts)), False
-            mount, dentry = mount.parent, mount.mountpoint
+            mount, dentry = above, place
             continue
         parent = dentry.parent
         if parent is dentry:
@@ -64,6 +65,9 @@ def dentry_name(dentry: Dentry) -> bytes:
 
 def is_reachable(mount: Mount, dentry: Dentry, root: Path) -> bool:
     """is_path_reachable(): is the place below `root`?"""
-    while mount is not root.mount and mount.parent is not None and mount.mountpoint is not None:
-        mount, dentry = mount.parent, mount.mountpoint
-    return mount is root.mount and dentry.is_under(root.dentry)
+    while mount is not root.mount:
+        above, place = mount.parent, mount.mountpoint
+        if above is None or place is None:
+            return False
+        mount, dentry = above, place
+    return dentry.is_under(root.dentry)

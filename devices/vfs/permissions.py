@@ -219,10 +219,15 @@ def may_mknod(task: Task, mode: int) -> None:
 
 def real_credentials(credentials: Credentials) -> Credentials:
     """access_override_creds(): who the task is to access(2)."""
+    effective = credentials.effective
+    if not credentials.securebits & SECURE_NO_SETUID_FIXUP:
+        effective = credentials.permitted if credentials.uid == 0 else 0
+    same_ids = credentials.fsuid == credentials.uid and credentials.fsgid == credentials.gid
+    if same_ids and credentials.effective == effective:
+        return credentials
     real = credentials.copy()
     real.fsuid, real.fsgid = credentials.uid, credentials.gid
-    if not credentials.securebits & SECURE_NO_SETUID_FIXUP:
-        real.effective = credentials.permitted if credentials.uid == 0 else 0
+    real.effective = effective
     return real
 
 

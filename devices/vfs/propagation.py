@@ -99,10 +99,12 @@ def spread(target: Mount, place: Dentry, source: Mount, copy: Copy) -> list[tupl
     visited: set[PeerGroup] = set()
 
     def reaches(mount: Mount) -> bool:
-        return mount.namespace is not None and place.is_under(mount.root)
+        """Not what this call is about to mount, and not detached trees."""
+        namespace = mount.namespace
+        return namespace is not None and not namespace.anonymous and place.is_under(mount.root)
 
     def visit(group: PeerGroup, peer: Mount | None, above: Mount) -> None:
-        """`peer`: the tree on a member of the group so far; `above`: the one that the group's first will be a slave of."""
+        """`peer`: the tree on a member of the group so far; `above`: what the group's first will be a slave of."""
         visited.add(group)
         for member in list(group.members):
             if member is not target and reaches(member):

@@ -90,6 +90,8 @@ def fstat(task: Task, fd: Fd, statbuf: Ptr) -> int:
 
 @syscall("newfstatat")
 def newfstatat(task: Task, dirfd: Fd, pathname: NullablePath, statbuf: Ptr, flags: AtFlags) -> int:
+    if pathname and not flags & ~AT_SYMLINK_NOFOLLOW:
+        return _stat(task, walk(task, dirfd, pathname, 0 if flags else LOOKUP_FOLLOW), statbuf)
     if is_descriptor(dirfd, pathname, flags) and not flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT):
         return fstat(task, dirfd, statbuf)
     if flags & ~(AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH):

@@ -45,8 +45,6 @@ class Vfs:
         self.watches = 0
         """Marks of inotify and fanotify in the machine: nobody looks for some while it is 0."""
         self.on_event: Callable[[Event], None] = lambda event: None
-        self.internal: Mount | None = None
-        """The mount of files that have no name anywhere (anon_inodefs)."""
         self.internal_mounts: dict[bytes, Mount] = {}
         """Mounts of other such files, by a name (pipefs, shm)."""
         self.mounts: dict[int, Mount] = {}
@@ -61,7 +59,7 @@ class Vfs:
         self._groups: set[int] = set()
 
     def keep(self, dentry: Dentry) -> None:
-        """Let a new dentry live for a while. The oldest goes: a walk that finds a dentry pays nothing for keeping it."""
+        """Let a new dentry live for a while. The oldest goes: to find a dentry again costs nothing more."""
         at = self._next_kept
         self.kept[at] = dentry
         self._next_kept = (at + 1) % RECENT

@@ -10,8 +10,8 @@ from devices.args import FlagSet, Ptr, Size, StructArg, UInt
 from devices.bus import syscall
 from devices.errors import SysError
 from devices.vfs import mount_abi as ms
-from devices.vfs.pathname import dentry_name, is_reachable, prepend
 from devices.vfs.path import Path
+from devices.vfs.pathname import dentry_name, is_reachable, prepend
 from devices.vfs.permissions import CAP_SYS_ADMIN
 from devices.vfs.stat_syscalls import device_halves
 from devices.vfs.state import FIRST_UNIQUE_MOUNT
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STATMOUNT = struct.Struct("<IIQ IIQII QQII QQQQQ II QII IIII Q 360x".replace(" ", ""))
 """struct statmount, 512 bytes, before its strings."""
-SUPPORTED = 0x1FFF
+SUPPORTED = 0x13FF
 """STATMOUNT_* that are served: all but lists of options and id maps."""
 STATMOUNT_SUPPORTED_MASK = 0x1000
 MOST_IDS = 1_000_000
@@ -103,7 +103,11 @@ def statmount(task: Task, req: Request, buf: Ptr, bufsize: Size, flags: UInt) ->
 
 
 STRINGS = (
-    ms.STATMOUNT_MNT_ROOT | ms.STATMOUNT_MNT_POINT | ms.STATMOUNT_FS_TYPE | ms.STATMOUNT_MNT_OPTS | ms.STATMOUNT_SB_SOURCE
+    ms.STATMOUNT_MNT_ROOT
+    | ms.STATMOUNT_MNT_POINT
+    | ms.STATMOUNT_FS_TYPE
+    | ms.STATMOUNT_MNT_OPTS
+    | ms.STATMOUNT_SB_SOURCE
 )
 
 

@@ -67,7 +67,7 @@ def accessed(task: Task, file: OpenFile) -> None:
 
 
 def before_write(task: Task, file: OpenFile, segments: Segments, offset: int | None) -> Segments:
-    """generic_write_checks(), file_remove_privs(): what may be written of `segments` at `offset` (None: the position)."""
+    """generic_write_checks(), file_remove_privs(): what may be written at `offset` (None: the position)."""
     inode = file.inode
     if inode is None or S_IFMT(inode.mode) != S_IFREG or not segments or not any(n for _, n in segments):
         return segments

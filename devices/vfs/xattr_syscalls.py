@@ -1,4 +1,4 @@
-"""Extended attributes: man 2 getxattr and its family (fs/xattr.c). Where they are kept is the file system's business."""
+"""Extended attributes: man 2 getxattr and its family (fs/xattr.c). Where they are kept, a file system knows."""
 
 from __future__ import annotations
 

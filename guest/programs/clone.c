@@ -188,6 +188,7 @@ static void newer(void)
 
 int main(void)
 {
+	setvbuf(stdout, NULL, _IONBF, 0);
 	shares();
 	ids();
 	errors();

@@ -19,13 +19,13 @@ static int status_of(pid_t child)
 	return status;
 }
 
-#define CHILD(what, body)                                          \
+#define CHILD(what, ...)                                          \
 	do {                                                       \
 		printf("%s\n", what);                              \
 		fflush(stdout);                                    \
 		pid_t child_ = fork();                             \
 		if (!child_) {                                     \
-			body;                                      \
+			__VA_ARGS__;                                      \
 			fflush(stdout);                            \
 			_exit(77);                                 \
 		}                                                  \
@@ -104,6 +104,7 @@ static void *sleeps(void *argument)
 	(void)argument;
 	for (;;)
 		pause();
+	return NULL;
 }
 
 static void *spins(void *argument)
@@ -111,6 +112,7 @@ static void *spins(void *argument)
 	(void)argument;
 	for (;;)
 		__asm__ volatile("pause");
+	return NULL;
 }
 
 static void errors(void)
@@ -218,6 +220,8 @@ int main(int argc, char **argv)
 	self = argv[0];
 	if (argc > 1)
 		return shows(argc, argv);
+	setvbuf(stdout, NULL, _IONBF, 0);
+	clearenv();
 	errors();
 	CHILD("arguments", execle(self, self, "arguments", "b c", "", "d", NULL, (char *[]){"A=1", "B=", NULL}));
 	CHILD("by /proc", execl("/proc/self/exe", "other", "arguments", NULL));

@@ -14,18 +14,18 @@ static volatile int *shared;
 static __thread int thread_word = 5;
 
 /* Runs `body` in a child and prints how that ended. */
-#define CHILD(what, body)                                                                                  \
-	do {                                                                                               \
-		pid_t child_ = fork();                                                                     \
-		if (!child_) {                                                                             \
-			body;                                                                              \
-			fflush(stdout);                                                                    \
-			_exit(0);                                                                          \
-		}                                                                                          \
-		int status_;                                                                               \
-		printf("%s: ", what);                                                                      \
-		printf("%s %x\n", waitpid(child_, &status_, 0) == child_ ? "ended" : "lost", status_);     \
-		fflush(stdout);                                                                            \
+#define CHILD(what, ...)                                                              \
+	do {                                                                          \
+		fflush(stdout);                                                       \
+		pid_t child_ = fork();                                                \
+		if (!child_) {                                                        \
+			__VA_ARGS__;                                                  \
+			fflush(stdout);                                               \
+			_exit(0);                                                     \
+		}                                                                     \
+		int status_ = -1;                                                     \
+		int right_ = waitpid(child_, &status_, 0) == child_;                  \
+		printf("%s: %s %x\n", what, right_ ? "ended" : "lost", status_);      \
 	} while (0)
 
 static void nothing(int number)
@@ -108,8 +108,8 @@ static void signals(void)
 		pid_t p = fork();
 		if (!p)
 			_exit(3);
-		int status;
-		printf("%d %x\n", wait(&status) == p, status);
+		int status, right = wait(&status) == p;
+		printf("%d %x\n", right, status);
 	});
 }
 
@@ -130,18 +130,17 @@ static void identity(void)
 	SAY(prctl(PR_SET_CHILD_SUBREAPER, 1));
 	CHILD("orphan", {
 		if (!fork()) {
-			pid_t parent = getppid();
-			while (getppid() == parent)
+			while (getppid() != self)
 				usleep(1000);
-			write(fd[1], getppid() == self ? "s" : "?", 1);
+			write(fd[1], "s", 1);
 			_exit(9);
 		}
 	});
 	printf("read %ld ", (long)read(fd[0], &byte, 1));
 	printf("%c\n", byte);
 	int status;
-	printf("adopted %d", wait(&status) > 0);
-	printf(" %x\n", status);
+	int adopted = wait(&status) > 0;
+	printf("adopted %d %x\n", adopted, status);
 	SAY(prctl(PR_SET_CHILD_SUBREAPER, 0));
 	signal(SIGUSR1, nothing);
 	CHILD("death signal", {
@@ -222,24 +221,23 @@ static void many(void)
 	printf("sum %d\n", sum);
 }
 
-static void tree(int depth)
+static int tree(int depth)
 {
-	if (!depth)
-		_exit(1);
 	int sum = 0;
 	for (int i = 0; i < 2; i++)
 		if (!fork())
-			tree(depth - 1);
+			_exit(depth ? tree(depth - 1) : 1);
 	for (int i = 0; i < 2; i++) {
 		int status;
 		wait(&status);
 		sum += WEXITSTATUS(status);
 	}
-	_exit(sum);
+	return sum;
 }
 
 int main(void)
 {
+	setvbuf(stdout, NULL, _IONBF, 0);
 	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	memory();
 	files();
@@ -247,6 +245,6 @@ int main(void)
 	identity();
 	limits();
 	many();
-	CHILD("tree", tree(4));
+	CHILD("tree", _exit(tree(3)));
 	return 0;
 }

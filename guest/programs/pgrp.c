@@ -2,7 +2,6 @@
 // Process groups and sessions: setpgid, setsid, signals to groups, orphaned groups.
 #include "say.h"
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 
 static int sync_pipe[2];
@@ -120,6 +119,7 @@ static void own_group(void)
 	pid_t leader = fork();
 	if (!leader) {
 		setpgid(0, 0);
+		signal(SIGUSR1, SIG_DFL);
 		pid_t members[3];
 		for (int i = 0; i < 3; i++)
 			members[i] = child_waits();
@@ -127,6 +127,7 @@ static void own_group(void)
 		SAY(kill(0, SIGUSR1));
 		for (int i = 0; i < 3; i++)
 			printf("%x\n", end_of(members[i]));
+		fflush(stdout);
 		_exit(0);
 	}
 	printf("%x\n", end_of(leader));
@@ -148,7 +149,7 @@ static void on_cont(int number)
 
 static void orphans(void)
 {
-	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	fflush(stdout);
 	pid_t middle = fork();
 	if (!middle) {
 		setpgid(0, 0);
@@ -160,13 +161,16 @@ static void orphans(void)
 			raise(SIGSTOP);
 			while (!hups || !conts)
 				usleep(1000);
-			_exit(hups + 10 * conts);
+			tell();
+			_exit(0);
 		}
 		waitpid(stopped, NULL, WUNTRACED);
 		_exit(0);
 	}
 	printf("%x\n", end_of(middle));
-	printf("hung up and continued %x\n", end_of(-1));
+	told();
+	printf("hung up and continued\n");
+	fflush(stdout);
 	/* In an orphaned group only SIGSTOP stops. */
 	pid_t child = fork();
 	if (!child) {
@@ -177,7 +181,6 @@ static void orphans(void)
 		_exit(5);
 	}
 	printf("not stopped %x\n", end_of(child));
-	prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
 int main(int argc, char **argv)
@@ -188,6 +191,7 @@ int main(int argc, char **argv)
 		for (;;)
 			pause();
 	}
+	setvbuf(stdout, NULL, _IONBF, 0);
 	pipe(sync_pipe);
 	setsid();
 	rules();

@@ -28,6 +28,7 @@ static int child_of(const char *self, const char *code)
 
 int main(int argc, char **argv)
 {
+	setvbuf(stdout, NULL, _IONBF, 0);
 	int status = 0, fd[2];
 	char buffer[64] = "";
 	const char *self = argv[0];

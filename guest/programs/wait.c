@@ -280,6 +280,7 @@ static void times_of_children(void)
 
 int main(void)
 {
+	setvbuf(stdout, NULL, _IONBF, 0);
 	errors();
 	exits();
 	stops();

@@ -6,12 +6,21 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
+import os
 import tarfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmm.image.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+    from vmm.image.model import Image, Limits
+    from vmm.image.store import Store
 
 Entry = tuple[tarfile.TarInfo, bytes]
 
@@ -124,3 +133,60 @@ def docker_save(layers: Sequence[bytes], config: Mapping[str, Any], tags: Sequen
             entries.append(entry(files[-1], layer))
     manifest = [{"Config": name, "RepoTags": list(tags), "Layers": files}]
     return [*entries, entry("manifest.json", json.dumps(manifest).encode())]
+
+
+BASE = (folder("./"), folder("./bin"), entry("./bin/sh", b"shell", mode=0o755))
+CONFIG = {
+    "Entrypoint": ["/bin/sh"],
+    "Cmd": ["-c", "true"],
+    "Env": ["A=b"],
+    "User": "nobody:nogroup",
+    "WorkingDir": "/srv",
+    "Labels": {"k": "v"},
+    "StopSignal": "SIGINT",
+    "ExposedPorts": {"80/tcp": {}},
+}
+UPPER = (folder("bin"), entry("bin/.wh.sh"), folder("etc"), entry("etc/.wh..wh..opq"), entry("etc/x", b"x"))
+
+
+def write(tmp_path: Path, *entries: Entry) -> Path:
+    file = tmp_path / "image.tar"
+    file.write_bytes(tar(*entries))
+    return file
+
+
+def opened(text: str | Path, limits: Limits | None = None) -> Image:
+    image = resolve(str(text), limits=limits)
+    image.close()
+    return image
+
+
+def tree(image: Image, layer: int = 0) -> Path:
+    return Path(os.fsdecode(image.layers[layer]))
+
+
+def said(image: Image, name: str = "", layer: int = 0) -> dict[str, Any]:
+    """What the file of attributes says of one file."""
+    path = image.attributes[layer]
+    assert path is not None
+    attributes = json.loads(Path(os.fsdecode(path)).read_text())
+    assert (attributes["version"], attributes["owner"]) == (1, [0, 0])
+    node = attributes["tree"]
+    for part in filter(None, name.split("/")):
+        node = node.get(part, {})
+    found: dict[str, Any] = node.get("", {})
+    return found
+
+
+def assert_store_is_clean(store: Store, layers: int = 0) -> None:
+    assert os.listdir(store.folder("tmp")) == []
+    assert len(os.listdir(store.folder("layers"))) == 2 * layers
+
+
+def compress(data: bytes, kind: str) -> bytes:
+    if kind == "zstd":
+        compressed: bytes = pytest.importorskip("zstandard").compress(data)
+        return compressed
+    if kind == "gzip":
+        return gzip.compress(data)
+    return lzma.compress(data) if kind == "xz" else data

@@ -58,7 +58,7 @@ def test_a_truncated_program(tmp_path: Path) -> None:
 
 def test_missing_directory_and_unreadable(tmp_path: Path) -> None:
     assert_one_line(pyvmm("boot", tmp_path / "no"), "No such file")
-    assert_one_line(pyvmm("boot", tmp_path), "is a directory")
+    assert_one_line(pyvmm("boot", tmp_path), "no command")
     os.mkfifo(tmp_path / "fifo")
     assert_one_line(pyvmm("boot", tmp_path / "fifo"), "not a regular file")
 
@@ -71,7 +71,7 @@ def test_a_dynamic_program_names_its_loader() -> None:
     ("words", "part"),
     [
         (["frobnicate"], "no command"),
-        (["boot"], "FILE"),
+        (["boot"], "IMAGE"),
         (["boot", "--accel=xen", "x"], "--accel"),
         (["boot", "--memory=lots", "x"], "--memory"),
         (["boot", "--memory=1M", "/bin/busybox"], "memory"),

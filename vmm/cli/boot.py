@@ -51,9 +51,10 @@ class Job(NamedTuple):
 def run(words: Sequence[str]) -> int:
     """Run `pyvmm boot`; the exit status."""
     options, arguments = parse(words)
+    options.env = variables(options.env)
+    trace = open_trace(options.trace)
     image = find_image(options.image)
     job = job_of(options, image, arguments)
-    trace = open_trace(options.trace)
     config = Config(
         accel=options.accel,
         memory=options.memory,
@@ -62,6 +63,7 @@ def run(words: Sequence[str]) -> int:
         trace=trace,
         stats=options.stats,
         layers=image.layers,
+        attributes=image.attributes,
         read_only=options.read_only,
         mounts=mounts_of(options.mount),
         tmpfs=[os.fsencode(target) for target in options.tmpfs],
@@ -81,6 +83,7 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     finally:
         machine.close()
+        image.close()
         for notice in machine.kernel.notices:
             tell(f"pyvmm: {notice}\n")
         if options.stats:
@@ -140,12 +143,17 @@ def find_image(text: str) -> Image:
         return Image("directory", [os.fsencode(text)])
     if is_elf(text):
         return Image("elf", elf=os.fsencode(text))
+    from vmm.cli.image import progress
     from vmm.image.resolve import resolve
 
+    shown = progress()
     try:
-        return resolve(text)
+        return resolve(text, progress=shown)
     except ImageError as error:
         raise UsageError(f"boot: {error}") from error
+    finally:
+        if shown is not None:
+            sys.stderr.write("\r\x1b[K")
 
 
 def is_elf(path: str) -> bool:
@@ -201,7 +209,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "pyvmm's own.",
     )
     parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("arguments", nargs="*", help=SUPPRESSED)
+    parser.add_argument("arguments", nargs="*", default=[], help=SUPPRESSED)
     parser.add_argument(
         "--accel",
         choices=("auto", "kvm", "emulator"),
@@ -281,23 +289,26 @@ def cpu_list(text: str) -> list[int]:
     return cpus
 
 
-def environment(image: Sequence[str], given: Sequence[str]) -> list[bytes]:
+def variables(given: Sequence[str]) -> dict[bytes, bytes]:
+    """What --env says."""
+    values = {}
+    for item in given:
+        name, equals, value = os.fsencode(item).partition(b"=")
+        if not name:
+            raise UsageError(f"boot: --env {item}: a variable has a name")
+        if not equals and name not in os.environb:
+            raise UsageError(f"boot: --env {item}: not set on the host; write {item}=VALUE")
+        values[name] = value if equals else os.environb[name]
+    return values
+
+
+def environment(image: Sequence[str], given: dict[bytes, bytes]) -> list[bytes]:
     """The program's environment: the image's, then what --env says."""
     values = {b"PATH": DEFAULT_PATH, b"TERM": os.environb.get(b"TERM", b"dumb")}
     for item in image:
         name, _, value = os.fsencode(item).partition(b"=")
         values[name] = value
-    for item in given:
-        name, equals, value = os.fsencode(item).partition(b"=")
-        if not name:
-            raise UsageError(f"boot: --env {item}: a variable has a name")
-        if equals:
-            values[name] = value
-        elif name in os.environb:
-            values[name] = os.environb[name]
-        else:
-            raise UsageError(f"boot: --env {item}: not set on the host; write {item}=VALUE")
-    return [name + b"=" + value for name, value in values.items()]
+    return [name + b"=" + value for name, value in {**values, **given}.items()]
 
 
 def open_trace(target: str | None) -> TextIO | None:

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from devices.errors import SysError, host_errno
 from devices.fs.hostfs.host import DIRECTORY_FLAGS, filesystem_type, raise_limit, sync_filesystem
-from devices.vfs.inode import SB_RDONLY, StatFs, SuperBlock
+from devices.vfs.inode import SB_NOATIME, SB_RDONLY, StatFs, SuperBlock
 
 if TYPE_CHECKING:
     from devices.fs.hostfs.contents import HostContents
@@ -45,7 +45,7 @@ class HostFs(SuperBlock):
     def __init__(self, dev: int, path: bytes, *, read_only: bool, attributes: bytes | None = None) -> None:
         from devices.fs.hostfs.inode import inode_of
 
-        super().__init__(dev, path, SB_RDONLY if read_only else 0)
+        super().__init__(dev, path, SB_NOATIME | (SB_RDONLY if read_only else 0))  # the host keeps its own rules
         self.read_only = read_only
         """As the person said; `flags` may be more strict."""
         self.limit = raise_limit()
@@ -113,7 +113,7 @@ class HostFs(SuperBlock):
         """What a person mounted read-only stays so."""
         if self.read_only and not flags & SB_RDONLY:
             raise SysError(errno.EROFS, "the host's directory was given read-only")
-        super().remount(flags, data)
+        super().remount(flags | SB_NOATIME, data)
 
     def write_back(self) -> None:
         """Give the host what mappings have written."""

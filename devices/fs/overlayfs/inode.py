@@ -72,10 +72,10 @@ class OverlayInode(Inode):
         return self.real.blocks
 
     def touch(self, atime: int) -> None:
-        """Reading copies nothing up."""
+        """Reading copies nothing up: of a lower file it is kept until the attributes are asked for again."""
+        self.atime = atime
         if self.upper is not None:
             self.upper.touch(atime)
-            self.atime = self.upper.atime
 
     def setattr(
         self,

@@ -1,4 +1,4 @@
-"""The simplest file system that can do everything: what the VFS is tested over. Data is bytes, directories are dicts."""
+"""The simplest file system that can do everything, for tests of the VFS: data is bytes, directories are dicts."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The same system calls to the host's Linux and to the VFS, so that the answers can be compared.
 
-The host's are made by a child process in a mount namespace of its own, whose root is an empty tmpfs; ours by a task of a
-World whose root is an empty MemFs. Both take a call as its name and arguments, of which bytes are C strings, `Data` is
-memory to be read and `Room` memory to be written, whose contents come back; `Fd(n)` is the nth
-descriptor opened so far.
+The host's are made by a child process in a mount namespace of its own, whose root is an empty tmpfs; ours by a task of
+a World whose root is an empty MemFs. Both take a call as its name and arguments: bytes are C strings, `Data` is memory
+to be read and `Room` memory to be written, whose contents come back; `Fd(n)` is the nth descriptor opened so far.
 """
 
 from __future__ import annotations

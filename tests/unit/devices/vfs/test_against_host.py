@@ -1,4 +1,4 @@
-"""Random sequences of calls on paths, to the host's Linux and to the VFS over the simplest file system: same answers."""
+"""Random sequences of calls on paths, to the host's Linux and to the VFS over the simplest file system."""
 
 from __future__ import annotations
 

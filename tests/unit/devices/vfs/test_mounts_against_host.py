@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.unit.devices.support import World
-from tests.unit.devices.vfs.oracle import Argument, Fd, HostKernel, OurKernel, reason_why_not
+from tests.unit.devices.vfs.oracle import Argument, Data, Fd, HostKernel, OurKernel, reason_why_not
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,7 @@ class Draw:
 
     def call(self) -> Call:
         rng = self.rng
-        kind = rng.randrange(22)
+        kind = rng.randrange(25)
         if kind < 4:
             return "mkdir", (self.place(), 0o755)
         if kind < 7:
@@ -97,7 +98,7 @@ class Draw:
             place = self.place()
             how = rng.choice((0, 0, 0, MNT_DETACH, MNT_EXPIRE, 8, 16))
             return "umount2", (place, how if place != b"/" else 0)  # no root: nothing more would happen
-        return rng.choice((self.remount, self.use, self.rare))()
+        return rng.choice((self.remount, self.use, self.rare, self.rare, self.attributes, self.context, self.context))()
 
     def remount(self) -> Call:
         flags = MS_REMOUNT | self.options() | self.rng.choice((MS_BIND, MS_BIND, 0))
@@ -115,11 +116,46 @@ class Draw:
             )
         )
 
+    def attributes(self) -> Call:
+        rng = self.rng
+        bits = (1, 2, 4, 8, 0x80, 0x200000)
+        set_ = sum(bit for bit in bits if rng.random() < 0.2) | rng.choice((0, 0, 0x10, 0x20, 0x30))
+        clear = sum(bit for bit in bits if rng.random() < 0.2) | rng.choice((0, 0x70, 0x70, 0x10))
+        kind = rng.choice((0, 0, MS_SHARED, MS_PRIVATE, MS_SLAVE, MS_SHARED | MS_SLAVE))
+        attr = Data(struct.pack("<4Q", set_, clear, kind, 0))
+        return "mount_setattr", (
+            AT_FDCWD,
+            self.place(),
+            rng.choice((0, AT_RECURSIVE, 1)),
+            attr,
+            rng.choice((32, 32, 31)),
+        )
+
+    def context(self) -> Call:
+        rng = self.rng
+        return rng.choice(
+            (
+                ("fsopen", (rng.choice((b"tmpfs", b"tmpfs", b"nofs")), rng.choice((0, 1, 2)))),
+                ("fsconfig", (Fd(-1), 6, 0, 0, 0)),
+                ("fsconfig", (Fd(-1), 6, 0, 0, 0)),
+                ("fsconfig", (Fd(-1), 0, b"ro", 0, 0)),
+                ("fsconfig", (Fd(-1), 0, b"rw", 0, 1)),
+                ("fsconfig", (Fd(-1), 7, 0, 0, 0)),
+                ("fsmount", (Fd(-1), rng.choice((0, 1)), rng.choice((0, 1, 4, 0x10, 0x30)))),
+                ("fsmount", (Fd(-1), 0, 0)),
+                ("fspick", (AT_FDCWD, self.place(), rng.choice((0, 1, 16)))),
+            )
+        )
+
     def rare(self) -> Call:
         rng = self.rng
         return rng.choice(
             (
                 ("pivot_root", (self.place(), self.place())),
+                ("open_tree", (AT_FDCWD, self.place(), rng.choice((0, 1, 1, 1 | AT_RECURSIVE, AT_RECURSIVE)))),
+                ("move_mount", (Fd(-1), b"", AT_FDCWD, self.place(), 4)),
+                ("move_mount", (Fd(-1), b"", AT_FDCWD, self.place(), 4)),
+                ("move_mount", (AT_FDCWD, self.place(), AT_FDCWD, self.place(), rng.choice((0, 0x100, 0x200, 0x400)))),
                 ("rmdir", (self.place(),)),
                 ("rename", (self.place(), self.place())),
             )
