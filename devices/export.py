@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from devices.task.task import Task
     from devices.vfs.inode import Inode
 
-BUFFER = 1 << 20
+BUFFER = 1 << 16
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
 NEW_FLAGS = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC

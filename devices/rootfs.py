@@ -61,7 +61,6 @@ class RootFs:
         """`attributes`: for each layer the file that is beside it (devices/fs/hostfs/sidecar.py), or None."""
         self._kernel = kernel
         self._read_only = read_only
-        self._mounts = mounts
         self._tmpfs = tmpfs
         self._mounted = False
         self._filesystems: list[SuperBlock] = []
@@ -71,6 +70,7 @@ class RootFs:
             self.upper = self._memory_locked(0o755)
             root = OverlayFs(kernel, lower, self.upper.root)
             self._root = set_root_locked(kernel, root)
+            self._mounts = [(spec.target, *self._filesystem_of(spec)) for spec in mounts]
             install(kernel.vfs)
 
     def _host_locked(self, path: bytes, read_only: bool, attributes: bytes | None = None) -> HostFs:
@@ -93,9 +93,8 @@ class RootFs:
         self._mount(task, b"/sys", self._own(b"sysfs"), own)
         self._mount(task, b"/dev", self._own(b"devtmpfs"), MNT_NOSUID | MNT_RELATIME)
         self._mount(task, b"/dev/shm", self._memory_locked(0o1777), MNT_NOSUID | MNT_NODEV | MNT_RELATIME)
-        for spec in self._mounts:
-            sb, flags = self._filesystem_of(spec)
-            self._mount(task, spec.target, sb, flags)
+        for target, sb, flags in self._mounts:
+            self._mount(task, target, sb, flags)
         for target in self._tmpfs:
             self._mount(task, target, self._memory_locked(0o1777), MNT_NOSUID | MNT_NODEV | MNT_RELATIME)
         attach_streams_locked(task, stdio)

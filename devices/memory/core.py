@@ -215,8 +215,6 @@ class Core:
         self.forget_translations()
         gone = self.vmas.remove(0, TASK_SIZE)
         runs = self.table.clear(0, TASK_SIZE)
-        self.machine.accelerator.revoke_all()
-        self.machine.release(runs)
+        self.machine.retire(runs, self.table.take_tables())
         self.vmas.close(gone)
-        self.table.free_tables()
         self.total_vm = self.data_vm = self.locked_vm = 0

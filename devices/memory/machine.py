@@ -23,6 +23,8 @@ REVOKE_RUNS = 48
 """More runs than this are revoked by `revoke_all`: 3 us each on KVM, against 50-180 us and a re-fault of every page."""
 RESERVE = 32
 """While less than a 32nd of all frames is free, page caches are shrunk ahead of need."""
+TABLES_KEPT = 64
+"""Runs of frames of dead address spaces' tables that wait for one revoke_all()."""
 FUTILE = 64
 """Calls of make_room() that do nothing after one that found nothing."""
 
@@ -97,6 +99,8 @@ class MachineMemory:
         self.populates = accelerator.populates
         self.large_pages = accelerator.large_pages
         self.discard_revokes = accelerator.discard_revokes
+        self.keeps_tables = accelerator.discard_revokes and accelerator.populates
+        self._tables: list[Run] = []
         self._code = mmap.mmap(-1, ram.size >> PAGE_SHIFT, mmap.MAP_PRIVATE)
         """A byte for each frame: 1 if it was mapped executable since it was allocated."""
 
@@ -120,11 +124,11 @@ class MachineMemory:
     def reclaim(self, wanted: int) -> int:
         """Free frames of clean pages of host files that are mapped nowhere, `wanted` of them or as many as there are;
         how many it were. Safe wherever a frame may be allocated."""
-        freed = 0
+        freed = self.free_tables()
         for cache in list(self.caches):
-            freed += cache.shrink(wanted - freed, False)
             if freed >= wanted:
                 break
+            freed += cache.shrink(wanted - freed, False)
         return freed
 
     def make_room(self) -> None:
@@ -173,6 +177,30 @@ class MachineMemory:
             self.accelerator.forget_code(address, size)
 
     # Taking back
+
+    def retire(self, runs: list[Run], tables: list[Run]) -> None:
+        """An address space that no CPU runs in any more is taken down: `runs` are what it mapped.
+
+        A new table in the place of an old one would be taken for that until revoke_all(). Where that is dear, the
+        frames of tables wait until there are many. What was mapped needs no revocation: it is discarded where it has no
+        other user, and with the tables nobody gets to it."""
+        if not self.keeps_tables:
+            self.accelerator.revoke_all()
+            self.release(runs)
+            self.frames.release_runs(tables)
+            return
+        self.release(runs)
+        self._tables += tables
+        if len(self._tables) > TABLES_KEPT:
+            self.free_tables()
+
+    def free_tables(self) -> int:
+        """Free what retire() has kept; how many frames it were."""
+        tables, self._tables = self._tables, []
+        if tables:
+            self.accelerator.revoke_all()
+            self.frames.release_runs(tables)
+        return sum(count for _, count in tables)
 
     def revoke(self, runs: list[Run]) -> None:
         """Leaves that pointed to these frames were changed or cleared."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from devices.memory.abi import VM_DONTCOPY, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK
 from devices.memory.machine import MachineMemory
 from devices.memory.mapping import Mappings
 from devices.memory.vma import Vma
 from vmm.memory.frames import OutOfFrames
+
+if TYPE_CHECKING:
+    from vmm.memory.frames import Run
 
 __all__ = ["AddressSpace", "MachineMemory"]
 
@@ -36,24 +41,25 @@ class AddressSpace(Mappings):
 
         Raises OutOfFrames, and then nothing is left of the copy."""
         child = AddressSpace(self.machine)
+        lost: list[Run] = []
         try:
             for name in ("brk_start", "brk_end", "program_data", "stack_top", "mmap_base", "rlimits", "ipc_lock"):
                 setattr(child, name, getattr(self, name))
             child._no_gap = (1, child.mmap_base)
             for vma in self.vmas:
-                self._fork_area(child, vma)
+                self._fork_area(child, vma, lost)
         except OutOfFrames:
             child.teardown()
             raise
         finally:
             self.forget_translations()
-            self.machine.accelerator.revoke_all()
+            self.machine.revoke(lost)
         return child
 
-    def _fork_area(self, child: AddressSpace, vma: Vma) -> None:
+    def _fork_area(self, child: AddressSpace, vma: Vma, lost: list[Run]) -> None:
         if vma.flags & VM_DONTCOPY:
             return
         flags = vma.flags & ~VM_LOCKED_MASK
         child.add(Vma(vma.start, vma.end, flags, vma.backing, vma.offset, vma.file))
         if not vma.flags & VM_WIPEONFORK:
-            self.table.share(child.table, vma.start, vma.end, not vma.flags & VM_SHARED)
+            self.table.share(child.table, vma.start, vma.end, not vma.flags & VM_SHARED, lost)

@@ -58,10 +58,10 @@ def execve(task: Task, filename: Path, argv: Ptr, envp: Ptr) -> int:
 @syscall("execveat", in_place=False)
 def execveat(task: Task, fd: Fd, filename: Path, argv: Ptr, envp: Ptr, flags: ExecFlags) -> int:
     """man 2 execveat."""
-    if flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_EXECVE_CHECK):
-        raise SysError(errno.EINVAL, "flags")
     if not filename and not flags & AT_EMPTY_PATH:
         raise SysError(errno.ENOENT, "empty path")
+    if flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_EXECVE_CHECK):
+        raise SysError(errno.EINVAL, "flags")
     lookup = 0 if flags & AT_SYMLINK_NOFOLLOW else LOOKUP_FOLLOW
     place = open_for_exec(task, fd, filename, lookup | (LOOKUP_EMPTY if flags & AT_EMPTY_PATH else 0))
     if flags & AT_EXECVE_CHECK:

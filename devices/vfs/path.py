@@ -167,10 +167,10 @@ def find_child(task: Task, parent: Dentry, name: bytes, cached_only: bool = Fals
         return known
     if cached_only:
         raise SysError(errno.EAGAIN, "RESOLVE_CACHED: not in memory")
-    if len(name) > NAME_MAX:
-        raise SysError(errno.ENAMETOOLONG)
     if parent.unlinked:
         return None
+    if len(name) > NAME_MAX:
+        raise SysError(errno.ENAMETOOLONG)
     inode = directory.lookup(task, name)
     if inode is None:
         if known is not None:

@@ -1,5 +1,5 @@
-// A hostile program that wants out of what was mounted for it. escape CASE SECRET tries one way; SECRET is the path that
-// the secret has on the host. What it reads it prints; whether the host changed is for the test to see.
+// A hostile program that wants out of what was mounted for it. escape CASE SECRET PID tries one way; SECRET is the path
+// that the secret has on the host, PID a process of the host. What it reads it prints; whether the host changed is for the test to see.
 // not compared: each case is a test of its own (tests/guest/test_escape.py)
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -34,7 +34,7 @@
 
 static const char *secret; /* the path on the host */
 static char parent[4096];  /* of its directory */
-static long monitor;
+static long host_pid;  /* a process of the host, with the secret in its environment */
 
 /* Show what can be read, if anything. */
 static void show(int fd)
@@ -363,7 +363,7 @@ static void proc_fd(void)
 	}
 }
 
-static void proc_of_the_monitor(void)
+static void proc_of_the_host(void)
 {
 	static const char *files[] = {"environ", "cmdline", "maps", "root/secret", "cwd/secret", "mem", "fd/3", "auxv"};
 	char path[256];
@@ -374,7 +374,7 @@ static void proc_of_the_monitor(void)
 			if (pid != getpid())
 				attack(path);
 		}
-		snprintf(path, sizeof path, "/proc/%ld/%s", monitor, files[i]);
+		snprintf(path, sizeof path, "/proc/%ld/%s", host_pid, files[i]);
 		attack(path);
 	}
 	for (int i = 0; i < 2; i++) {
@@ -384,24 +384,22 @@ static void proc_of_the_monitor(void)
 	}
 }
 
-static void the_monitor_itself(void)
+static void processes_of_the_host(void)
 {
 	static char data[4096];
 	struct iovec local = {data, sizeof data}, remote = {(void *)0x400000, sizeof data};
 	int fd;
 
-	if (process_vm_readv(monitor, &local, 1, &remote, 1, 0) > 0)
-		printf("memory of the monitor\n");
-	ptrace(PTRACE_ATTACH, (pid_t)monitor, 0, 0);
-	kill((pid_t)monitor, SIGKILL);
-	kill(getppid(), SIGKILL);
-	kill(1 + getpid(), SIGKILL);
-	fd = syscall(SYS_pidfd_open, monitor, 0);
+	if (process_vm_readv(host_pid, &local, 1, &remote, 1, 0) > 0)
+		printf("memory of a host process\n");
+	ptrace(PTRACE_ATTACH, (pid_t)host_pid, 0, 0);
+	kill((pid_t)host_pid, SIGKILL);
+	fd = syscall(SYS_pidfd_open, host_pid, 0);
 	for (int i = 0; i < 64 && fd >= 0; i++)
 		show(syscall(SYS_pidfd_getfd, fd, i, 0));
 }
 
-static void descriptors_of_the_monitor(void)
+static void numbers_of_descriptors(void)
 {
 	int out = open(M "/out", O_CREAT | O_RDWR, 0600);
 
@@ -607,7 +605,7 @@ static void nested_mounts(void)
 
 	for (int i = 0; i < 30; i++) {
 		strcat(path, "/n");
-		MUST(mkdir(path, 0700));
+		mkdir(path, 0700); /* the first one is in all of them */
 		MUST(mount(M, path, NULL, MS_BIND, NULL));
 	}
 	for (int i = 0; i < 40; i++) {
@@ -696,7 +694,7 @@ static void namespaces(void)
 		setns(fd, 0);
 		attack(secret);
 	}
-	setns(syscall(SYS_pidfd_open, monitor, 0), CLONE_NEWNS);
+	setns(syscall(SYS_pidfd_open, host_pid, 0), CLONE_NEWNS);
 	attack(secret);
 }
 
@@ -776,7 +774,7 @@ static void set_id_files(void)
 	setxattr(M "/s1", "security.capability", capability, sizeof capability, 0);
 	symlink("s1", M "/s4");
 	chmod(M "/s4", 04755);
-	syscall(SYS_fchmodat2, AT_FDCWD, M "/s4", 04755, AT_SYMLINK_NOFOLLOW);
+	syscall(452 /* fchmodat2 */, AT_FDCWD, M "/s4", 04755, AT_SYMLINK_NOFOLLOW);
 	fd = open(M "/host-suid", O_WRONLY);
 	write(fd, "#!/bin/sh\n", 10); /* it must not stay set-user-id with our contents */
 	truncate(M "/host-sgid", 4);
@@ -955,9 +953,9 @@ static void pseudo_file_systems(void)
 	for (unsigned i = 0; i < COUNT(paths); i++)
 		if (!access(paths[i], F_OK))
 			printf("there: %s\n", paths[i]);
-	snprintf(path, sizeof path, "/h/proc/%ld/environ", monitor);
+	snprintf(path, sizeof path, "/h/proc/%ld/environ", host_pid);
 	attack(path);
-	snprintf(path, sizeof path, "/h/proc/%ld/root%s", monitor, secret);
+	snprintf(path, sizeof path, "/h/proc/%ld/root%s", host_pid, secret);
 	attack(path);
 	names(open("/h/proc", O_RDONLY | O_DIRECTORY));
 	names(open("/h/sys", O_RDONLY | O_DIRECTORY));
@@ -970,8 +968,8 @@ static const struct {
 } cases[] = {
 	CASE(absolute_symlink), CASE(relative_symlink), CASE(symlink_chain), CASE(odd_symlinks), CASE(hard_links),
 	CASE(dotdot), CASE(resolve_flags), CASE(huge_names), CASE(odd_names), CASE(moved_working_directory),
-	CASE(names_outside), CASE(proc_root), CASE(proc_fd), CASE(proc_of_the_monitor), CASE(the_monitor_itself),
-	CASE(descriptors_of_the_monitor), CASE(path_descriptors), CASE(handles), CASE(bind_mounts), CASE(moved_bind_mount),
+	CASE(names_outside), CASE(proc_root), CASE(proc_fd), CASE(proc_of_the_host), CASE(processes_of_the_host),
+	CASE(numbers_of_descriptors), CASE(path_descriptors), CASE(handles), CASE(bind_mounts), CASE(moved_bind_mount),
 	CASE(move_mounts), CASE(tree_descriptors), CASE(pivot), CASE(chroot_breakout), CASE(mount_points),
 	CASE(nested_mounts), CASE(remounts), CASE(new_file_systems), CASE(namespaces), CASE(device_nodes), CASE(fifos),
 	CASE(sockets), CASE(set_id_files), CASE(whiteouts), CASE(overlay_writes), CASE(symlink_race), CASE(rename_race),
@@ -983,7 +981,7 @@ int main(int argc, char **argv)
 	if (argc < 4)
 		return 2;
 	secret = argv[2];
-	monitor = atol(argv[3]);
+	host_pid = atol(argv[3]);
 	snprintf(parent, sizeof parent, "%s", secret);
 	*strrchr(parent, '/') = 0;
 	signal(SIGPIPE, SIG_IGN);

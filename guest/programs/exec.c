@@ -217,7 +217,7 @@ static void kept(void)
 
 int main(int argc, char **argv)
 {
-	self = argv[0];
+	self = "/proc/self/exe";
 	if (argc > 1)
 		return shows(argc, argv);
 	setvbuf(stdout, NULL, _IONBF, 0);

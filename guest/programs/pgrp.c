@@ -195,7 +195,7 @@ int main(int argc, char **argv)
 	pipe(sync_pipe);
 	setsid();
 	rules();
-	after_exec(argv[0]);
+	after_exec("/proc/self/exe");
 	sessions();
 	own_group();
 	orphans();

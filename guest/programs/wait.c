@@ -145,7 +145,7 @@ static void stops(void)
 	await(2);
 	show("continued", child, waitid(P_PID, child, &info, WCONTINUED), &info);
 	SAY(waitpid(child, &status, WCONTINUED | WNOHANG));
-	kill(child, SIGTSTP);
+	kill(child, SIGSTOP);
 	await(3);
 	kill(child, SIGCONT);
 	await(4);
@@ -224,7 +224,8 @@ static void threads(void)
 	pthread_t waiter = start(waits_for_it, &status);
 	usleep(5000);
 	kill(childs_pid, SIGTERM);
-	printf("another thread waits %d %x\n", join(waiter) == childs_pid, status);
+	int right = join(waiter) == childs_pid;
+	printf("another thread waits %d %x\n", right, status);
 	join(start(makes_a_child, NULL));
 	SAY(waitpid(childs_pid, NULL, WNOHANG));
 	kill(childs_pid, SIGKILL);

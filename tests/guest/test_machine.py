@@ -137,7 +137,7 @@ def test_vcpu_threads_are_named_and_pinned(config: Config) -> None:
     async def main() -> dict[str, set[int]]:
         async with Machine(config) as machine:
             machine.start([program("hostile"), "many_spinners"])
-            while len(machine.kernel.tasks) < 9:
+            while len(vcpus()) < 9:
                 await asyncio.sleep(0.01)
             return vcpus()
 

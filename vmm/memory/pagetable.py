@@ -404,9 +404,10 @@ class PageTable:
                 self._put_large(va + shift, entries[0])
         return runs
 
-    def share(self, child: PageTable, start: int, end: int, copied: bool) -> None:
+    def share(self, child: PageTable, start: int, end: int, copied: bool, lost: list[Run]) -> None:
         """Give `child`, which maps nothing in the range, the same pages; with `copied`, both may only read them until a
-        write has copied them (the caller needs `revoke_all`). Raises OutOfFrames; then `child` has a part of them."""
+        write has copied them. Frames that could be written to before are added to `lost`: they are to be revoked, also
+        when this raises OutOfFrames; then `child` has a part of the pages."""
         words = self._words
         for va, slot, count in self._leaves(start, end):
             entries = words[slot : slot + (count or 1)].tolist()
@@ -416,7 +417,8 @@ class PageTable:
                 child._slot(va)
             else:
                 child._directory(va)
-            if copied:
+            if copied and any(entry & WRITE for entry in entries):
+                _written_frames(entries, lost, count)
                 entries = [entry & ~WRITE for entry in entries]
                 words[slot : slot + (count or 1)] = memoryview(array("Q", entries))
             runs: list[Run] = []
@@ -451,13 +453,24 @@ class PageTable:
 
     def free_tables(self) -> None:
         """Free the tables themselves; nothing is mapped any more, no CPU uses them, and `revoke_all` was called."""
+        self._frames.release_runs(self.take_tables())
+
+    def take_tables(self) -> list[Run]:
+        """The frames of the tables themselves, which the caller frees once no CPU can take them for tables any more."""
         runs: list[Run] = []
         for address in sorted(self._owned):
             add_run(runs, address, 1)
         self._owned = array("Q")
         self._directories.clear()
         self.root = 0
-        self._frames.release_runs(runs)
+        return runs
+
+
+def _written_frames(entries: list[int], runs: list[Run], count: int) -> None:
+    """Add the frames that entries allow to be written to; `count` is 0 for the entry of a 2 MiB page."""
+    for entry in entries:
+        if entry & WRITE:
+            add_run(runs, entry & ADDRESS, 1 if count else BLOCK_FRAMES)
 
 
 def _frames_of(entries: list[int], runs: list[Run]) -> int:

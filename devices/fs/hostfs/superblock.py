@@ -124,15 +124,18 @@ class HostFs(SuperBlock):
                 inode.cache.write_back()
 
     def sync(self) -> None:
-        if self.read_only or not stat.S_ISDIR(self.top.mode):
+        if self.read_only:
             return
         self.write_back()
         with host_errno():
-            fd = os.open(self.top.by_descriptor, DIRECTORY_FLAGS)
-            try:
-                sync_filesystem(fd)
-            finally:
-                os.close(fd)
+            if stat.S_ISDIR(self.top.mode):
+                fd = os.open(self.top.by_descriptor, DIRECTORY_FLAGS)
+                try:
+                    sync_filesystem(fd)
+                finally:
+                    os.close(fd)
+            elif self.top.contents is not None and self.top.contents.writer >= 0:
+                os.fsync(self.top.contents.writer)
 
     def shutdown(self) -> None:
         self.write_back()

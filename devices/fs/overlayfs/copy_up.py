@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from devices.task.task import Task
     from devices.vfs.inode import Inode
 
-BUFFER = 1 << 20
+BUFFER = 1 << 16
 PRIVATE = b"trusted.overlay."
 
 

@@ -224,8 +224,8 @@ def test_share(machine: ModelMachine, table: PageTable) -> None:
     large = put_large(machine, table, BASE + REGION)
     shared = put(machine, table, BASE + 2 * REGION, 1)
     child = PageTable(machine.ram, machine.frames, machine.half)
-    table.share(child, BASE, BASE + 2 * REGION, True)
-    table.share(child, BASE + 2 * REGION, BASE + 3 * REGION, False)
+    table.share(child, BASE, BASE + 2 * REGION, True, [])
+    table.share(child, BASE + 2 * REGION, BASE + 3 * REGION, False, [])
     for one in (table, child):
         assert one.translate(BASE + 1, False) == pa + 1
         assert one.translate(BASE + 1, True) == -1
