@@ -100,6 +100,7 @@ class MachineMemory:
         self.large_pages = accelerator.large_pages
         self.discard_revokes = accelerator.discard_revokes
         self.keeps_tables = accelerator.discard_revokes and accelerator.populates
+        """revoke_all() is dear, and what is discarded needs none: see retire()."""
         self._tables: list[Run] = []
         self._code = mmap.mmap(-1, ram.size >> PAGE_SHIFT, mmap.MAP_PRIVATE)
         """A byte for each frame: 1 if it was mapped executable since it was allocated."""

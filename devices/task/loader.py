@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from devices.errors import SysError
 from devices.memory.abi import MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE
 from devices.signals.frame import minimum_stack
+from devices.task.capabilities import CAP_IPC_LOCK
 from devices.task.elf import ET_DYN, PF_R, PF_W, PF_X, PHDR, PT_GNU_STACK, Elf, Segment
 from devices.task.rlimits import RLIMIT_STACK
 from vmm.layout import PAGE_MASK, PAGE_SIZE, TASK_SIZE
@@ -104,9 +105,6 @@ def load_program(
     vector = auxiliary(task, elf, bias, base, vdso, credentials, secure)
     stack, auxv = build_stack(task, memory, top, program, env, vector)
     return Image(entry, stack, auxv)
-
-
-CAP_IPC_LOCK = 14
 
 
 def extent_of(elf: Elf) -> tuple[int, int]:

@@ -53,6 +53,16 @@ def notify_name(task: Task, mask: int, directory: Path, name: bytes, inode: Inod
         vfs.on_event(Event(task, mask, inode, directory.inode, name, directory, cookie))
 
 
+def notify_close(file: OpenFile, path: Path) -> None:
+    """The last descriptor of a file is gone: IN_CLOSE_WRITE if it could be written."""
+    vfs = path.mount.vfs
+    if vfs.watches:
+        dentry = path.dentry
+        mask = IN_CLOSE_WRITE if file.may_write else IN_CLOSE_NOWRITE
+        directory = dentry.parent.inode if dentry.parent is not dentry else None
+        vfs.on_event(Event(None, mask, dentry.inode, directory, dentry.name, path, 0))
+
+
 def notify_file(task: Task, mask: int, file: OpenFile) -> None:
     """The file behind a descriptor was accessed or changed."""
     if task.kernel.vfs.watches and file.path is not None:

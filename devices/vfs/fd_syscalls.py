@@ -108,7 +108,8 @@ def _setfl(task: Task, file: OpenFile, fd: int, arg: int) -> int:
         raise SysError(errno.EPERM, "O_NOATIME")
     if arg & abi.O_DIRECT and not file.supports_direct:
         raise SysError(errno.EINVAL, "O_DIRECT")
-    file.flags = file.flags & ~abi.SETFL_MASK | arg & abi.SETFL_MASK
+    mask = abi.SETFL_MASK if file.pollers is None else abi.SETFL_MASK | abi.O_ASYNC
+    file.flags = file.flags & ~mask | arg & mask
     return 0
 
 

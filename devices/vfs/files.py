@@ -22,6 +22,7 @@ from devices.vfs.abi import (
     SEEK_HOLE,
     SEEK_SET,
 )
+from devices.vfs.events import notify_close
 
 if TYPE_CHECKING:
     import os
@@ -180,6 +181,8 @@ class OpenFile:
 
     def _detach_locked(self, path: Path) -> None:
         inode = path.dentry.inode
+        if not self.flags & O_PATH:
+            notify_close(self, path)
         if self.may_write:
             inode.writers -= 1
             path.mount.writers -= 1

@@ -29,6 +29,9 @@ SUPERBLOCK_PARAMETERS = {
 }  # fmt: skip
 """vfs_parse_sb_flag(): (flags set, flags cleared)."""
 
+OPTIONS_MAX = 4094
+"""Bytes of all parameters of a file system together (legacy_parse_param())."""
+
 
 class TreeFile(PathFile):
     """A descriptor of open_tree(OPEN_TREE_CLONE) or fsmount: a place in a mount tree that is nowhere yet. What has not
@@ -65,12 +68,18 @@ class FsContext(OpenFile):
         if self._picked is None and (self._fstype is None or self._made is not None):
             raise SysError(errno.EBUSY, "not waiting for parameters")
 
+    def _add(self, key: bytes, value: bytes | None) -> None:
+        size = sum(len(k) + len(v or b"") + 2 for k, v in self._options.items())
+        if size + len(key) + len(value or b"") > OPTIONS_MAX:
+            raise SysError(errno.EINVAL, "the options are too long")
+        self._options[key] = value
+
     def set_flag(self, key: bytes) -> None:
         """FSCONFIG_SET_FLAG."""
         self.check_takes_parameters()
         known = SUPERBLOCK_PARAMETERS.get(key)
         if known is None:
-            self._options[key] = None
+            self._add(key, None)
             return
         self._set = self._set & ~known[1] | known[0]
         self._cleared = self._cleared & ~known[0] | known[1]
@@ -79,7 +88,7 @@ class FsContext(OpenFile):
         """FSCONFIG_SET_STRING."""
         self.check_takes_parameters()
         if key != b"source":
-            self._options[key] = value
+            self._add(key, value)
         elif self.source is not None:
             raise SysError(errno.EINVAL, "two sources")
         else:

@@ -40,12 +40,12 @@ class Mount:
     """A file system, or a part of one, at a place (struct mount)."""
 
     __slots__ = (
-        "__weakref__", "_vfs", "expiring", "flags", "group", "id", "master", "mounted", "mountpoint", "namespace",
-        "parent", "root", "sb", "source", "unbindable", "unique_id", "users", "watchers", "writers",
+        "__weakref__", "expiring", "flags", "group", "id", "master", "mounted", "mountpoint", "namespace",
+        "parent", "root", "sb", "source", "unbindable", "unique_id", "users", "vfs", "watchers", "writers",
     )  # fmt: skip
 
     def __init__(self, vfs: Vfs, sb: SuperBlock, root: Dentry, flags: int, source: bytes) -> None:
-        self._vfs = vfs
+        self.vfs = vfs
         self.sb = sb
         self.root = root
         self.flags = flags
@@ -79,9 +79,11 @@ class Mount:
 
     def tree(self) -> Iterator[Mount]:
         """This mount and all on it, parents first."""
-        yield self
-        for child in list(self.mounted.values()):
-            yield from child.tree()
+        left = [self]
+        while left:
+            mount = left.pop()
+            yield mount
+            left.extend(reversed(mount.mounted.values()))
 
     def topmost(self) -> Mount:
         """What covers it whole, if anything does."""
@@ -104,7 +106,7 @@ class Mount:
 
     def finish_locked(self) -> None:
         """Unmounted and unused: the file system may go with it."""
-        vfs, sb = self._vfs, self.sb
+        vfs, sb = self.vfs, self.sb
         if vfs.mounts.pop(self.unique_id, None) is None:
             return
         vfs.free_mount_id(self.id)
@@ -206,13 +208,17 @@ def copy_tree(
     vfs: Vfs, old: Mount, root: Dentry, *, slave: bool = False, shared: bool = False, unbindable: bool = False
 ) -> Mount:
     """copy_tree(): `old` from `root` on, and what is mounted below; unbindable mounts only if asked for."""
-    new = clone(vfs, old, root, slave=slave, shared=shared)
-    new.unbindable = old.unbindable
-    for place, child in list(old.mounted.items()):
-        if place.is_under(root) and (unbindable or not child.unbindable):
-            copy = copy_tree(vfs, child, child.root, slave=slave, shared=shared, unbindable=unbindable)
-            connect(copy, new, place)
-    return new
+    top = clone(vfs, old, root, slave=slave, shared=shared)
+    top.unbindable = old.unbindable
+    left = [(place, child, top) for place, child in reversed(old.mounted.items()) if place.is_under(root)]
+    while left:
+        place, mount, parent = left.pop()
+        if unbindable or not mount.unbindable:
+            new = clone(vfs, mount, mount.root, slave=slave, shared=shared)
+            new.unbindable = mount.unbindable
+            connect(new, parent, place)
+            left.extend((where, child, new) for where, child in reversed(mount.mounted.items()))
+    return top
 
 
 def attach_tree(vfs: Vfs, tree: Mount, parent: Mount, place: Dentry) -> None:

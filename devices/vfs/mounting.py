@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 AT_FDCWD = -100
 MOUNT_MAX = 100_000
-"""Mounts in a namespace at most (/proc/sys/fs/mount-max)."""
+"""Mounts in the machine at most (Linux has /proc/sys/fs/mount-max for each namespace)."""
 ATIME_FLAGS = ms.MS_NOATIME | ms.MS_NODIRATIME | ms.MS_RELATIME | ms.MS_STRICTATIME
 
 
@@ -91,10 +91,14 @@ def graft(vfs: Vfs, tree: Mount, target: Path) -> None:
     """graft_tree(): SysError(ENOTDIR, ENOSPC)."""
     if tree.root.is_directory != target.dentry.is_directory:
         raise SysError(errno.ENOTDIR, "a file on a directory, or the reverse")
-    namespace = target.mount.namespace
-    if namespace is not None and len(namespace.mounts) + sum(1 for _ in tree.tree()) > MOUNT_MAX:
-        raise SysError(errno.ENOSPC, "mount-max")
+    check_room(vfs, tree, len(receivers(target.mount)))
     attach_tree(vfs, tree, target.mount, target.dentry)
+
+
+def check_room(vfs: Vfs, tree: Mount, copies: int) -> None:
+    """count_mounts(): SysError(ENOSPC) if so many copies of a tree are too many."""
+    if len(vfs.mounts) + copies * sum(1 for _ in tree.tree()) > MOUNT_MAX:
+        raise SysError(errno.ENOSPC, "mount-max")
 
 
 def discard_locked(vfs: Vfs, tree: Mount) -> None:
@@ -148,6 +152,7 @@ def copy_for_bind(task: Task, old: Path, recursive: bool) -> Mount:
     if old.dentry.unlinked and old.dentry is not old.mount.root:
         raise SysError(errno.ENOENT, "removed")
     vfs = task.kernel.vfs
+    check_room(vfs, old.mount, 1)
     return copy_tree(vfs, old.mount, old.dentry) if recursive else clone(vfs, old.mount, old.dentry)
 
 
@@ -259,6 +264,7 @@ def move(task: Task, old: Path, target: Path, *, beneath: bool = False) -> None:
         raise invalid("an unbindable mount to a shared one")
     if is_ancestor(mount, place.mount):
         raise SysError(errno.ELOOP, "into itself")
+    check_room(task.kernel.vfs, mount, len(receivers(place.mount)))
     attach_tree(task.kernel.vfs, mount, place.mount, place.dentry)
 
 

@@ -100,6 +100,13 @@ def close_range(task: Task, first: UInt, last: UInt, flags: CloseRangeFlags) -> 
 
 def unshare_files_locked(task: Task) -> None:
     """unshare(CLONE_FILES): a descriptor table of the task's own."""
-    shared = any(other is not task and other.files is task.files for other in task.process.tasks.values())
-    if shared or task.files.users > 1:
-        task.files = task.files.copy()
+    process, old = task.process, task.files
+    alone = all(other is task or other.files is not old for other in process.tasks.values())
+    if alone and old.users == 1:
+        return
+    task.files = old.copy()
+    if old is not process.files:
+        old.release_locked()
+    elif alone:
+        process.files = task.files
+        old.release_locked()

@@ -103,24 +103,26 @@ def spread(target: Mount, place: Dentry, source: Mount, copy: Copy) -> list[tupl
         namespace = mount.namespace
         return namespace is not None and not namespace.anonymous and place.is_under(mount.root)
 
-    def visit(group: PeerGroup, peer: Mount | None, above: Mount) -> None:
-        """`peer`: the tree on a member of the group so far; `above`: what the group's first will be a slave of."""
+    left = [(target.group, source)] if target.group is not None else []
+    while left:
+        group, above = left.pop()
         visited.add(group)
+        peer = source if group is target.group else None
         for member in list(group.members):
             if member is not target and reaches(member):
                 made = copy(above, True, True) if peer is None else copy(peer, False, True)
                 peer = peer or made
                 copies.append((member, made))
         above = peer or above
+        deeper = []
         for slave in list(group.slaves):
             if slave.group is None:
                 if reaches(slave):
                     copies.append((slave, copy(above, True, False)))
             elif slave.group not in visited:
-                visit(slave.group, None, above)
-
-    if target.group is not None:
-        visit(target.group, source, source)
+                visited.add(slave.group)
+                deeper.append((slave.group, above))
+        left.extend(reversed(deeper))
     return copies
 
 

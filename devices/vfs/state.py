@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING
 
 from devices.vfs.abi import makedev
@@ -54,9 +55,9 @@ class Vfs:
         self._minors = 0
         self._cookie = 0
         self._namespaces = 0
-        self._mount_ids: set[int] = set()
+        self._mount_ids = Numbers()
         self._unique_mount = FIRST_UNIQUE_MOUNT
-        self._groups: set[int] = set()
+        self._groups = Numbers()
 
     def keep(self, dentry: Dentry) -> None:
         """Let a new dentry live for a while. The oldest goes: to find a dentry again costs nothing more."""
@@ -76,12 +77,12 @@ class Vfs:
 
     def new_mount_id(self) -> tuple[int, int]:
         """(the id of mountinfo, which is used again, and the unique one)."""
-        number = lowest_free(self._mount_ids)
+        number = self._mount_ids.take()
         self._unique_mount += 1
         return number, self._unique_mount
 
     def free_mount_id(self, number: int) -> None:
-        self._mount_ids.discard(number)
+        self._mount_ids.give_back(number)
 
     def new_namespace_id(self) -> int:
         self._namespaces += 1
@@ -89,16 +90,26 @@ class Vfs:
 
     def new_group_id(self) -> int:
         """The number of a peer group in mountinfo."""
-        return lowest_free(self._groups)
+        return self._groups.take()
 
     def free_group_id(self, number: int) -> None:
-        self._groups.discard(number)
+        self._groups.give_back(number)
 
 
-def lowest_free(taken: set[int]) -> int:
-    """The lowest number from 1 on that is not in `taken`, which then holds it."""
-    number = len(taken) + 1 if not taken or max(taken) == len(taken) else 1
-    while number in taken:
-        number += 1
-    taken.add(number)
-    return number
+class Numbers:
+    """Gives out the lowest number from 1 on that is free (an ida)."""
+
+    __slots__ = ("_free", "_highest")
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._highest = 0
+
+    def take(self) -> int:
+        if self._free:
+            return heapq.heappop(self._free)
+        self._highest += 1
+        return self._highest
+
+    def give_back(self, number: int) -> None:
+        heapq.heappush(self._free, number)

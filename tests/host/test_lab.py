@@ -453,6 +453,12 @@ def test_files_are_taken_from_pytest_s_listing() -> None:
     assert selection.collected_files(listing) == ["tests/a.py", "tests/b/c.py"]
 
 
+@pytest.fixture
+def whole_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The selection of paths is the project's own; a made-up project has just a folder."""
+    monkeypatch.setattr(selection, "PATHS", ("tests",))
+
+
 def write_tests(root: Path, text: str) -> None:
     (root / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['kvm', 'slow']\n")
     (root / "tests").mkdir(exist_ok=True)
@@ -460,6 +466,7 @@ def write_tests(root: Path, text: str) -> None:
     (root / "tests/test_other.py").write_text("def test_other(): pass\n")
 
 
+@pytest.mark.usefixtures("whole_folder")
 def test_the_default_is_what_is_marked_kvm(tmp_path: Path) -> None:
     write_tests(tmp_path, "@pytest.mark.kvm\ndef test_it(): pass\n")
     command = selection.default_command(tmp_path)
@@ -468,12 +475,14 @@ def test_the_default_is_what_is_marked_kvm(tmp_path: Path) -> None:
     assert [word for word in command if word.endswith(".py")] == ["tests/test_it.py"]
 
 
+@pytest.mark.usefixtures("whole_folder")
 def test_nothing_to_run_is_an_error(tmp_path: Path) -> None:
     write_tests(tmp_path, "@pytest.mark.kvm\n@pytest.mark.slow\ndef test_it(): pass\n")
     with pytest.raises(LabError, match="no test to run"):
         selection.default_command(tmp_path)
 
 
+@pytest.mark.usefixtures("whole_folder")
 def test_tests_that_cannot_be_collected_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tests(tmp_path, "import no_such_module\n")
     with pytest.raises(LabError, match=r"cannot collect the tests \(status 2\)"):
@@ -488,6 +497,10 @@ def test_what_is_left_out_exists() -> None:
     listing = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert set(selection.DESELECTED) <= set(listing)
     assert {f"--deselect={node}" for node in selection.DESELECTED} < set(selection.pytest_command(["a.py"]))
+
+
+def test_what_is_selected_exists() -> None:
+    assert [path for path in selection.PATHS if not (ROOT / path).exists()] == []
 
 
 def test_bytecode_is_prepared(tmp_path: Path) -> None:

@@ -218,8 +218,8 @@ def test_kvm_makes_a_vm_there_and_success_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_a_panic_of_the_lab_is_told() -> None:
-    done = lab("--timeout=100", "--", "sh", "-c", "echo before; echo c >/proc/sysrq-trigger; sleep 100")
-    assert (done.returncode, done.stdout) == (125, "before\n")
+    done = lab("--timeout=100", "--", "sh", "-c", "echo c >/proc/sysrq-trigger; sleep 100")
+    assert done.returncode == 125
     assert (
         done.stderr.splitlines()[-1]
         == "lab: the lab's kernel gave up: Kernel panic - not syncing: sysrq triggered crash"

@@ -21,6 +21,7 @@ RESERVED = 128
 DIRENT = struct.Struct("<QqHB")
 """struct linux_dirent64 up to d_name."""
 LISTING_BUFFER = 1 << 15
+"""Bytes of a directory that are asked for at once."""
 LAST_POSITION = (1 << 63) - 1
 FIRST_POSITION = 3
 """Positions 0 to 2 are the VFS's own; the host's are this much below ours."""
@@ -99,25 +100,31 @@ def sync_filesystem(fd: int) -> None:
     check(libc.syncfs(fd))
 
 
-def list_directory(fd: int, offset: int) -> Iterator[tuple[bytes, int, int, int]]:
-    """(name, inode number, DT_*, our position behind it) of a directory's entries from our position `offset` on.
+Listed = tuple[bytes, int, int, int]
+"""(name, inode number, DT_*, our position behind it)."""
+
+
+def list_directory(fd: int, offset: int, buffer: ctypes.Array[ctypes.c_char]) -> Iterator[list[Listed]]:
+    """A directory's entries from our position `offset` on, a handful at a time. `buffer`: room for the host's answer.
 
     The host's own positions (d_off), so that they stay good whatever is made and removed meanwhile. OSError."""
     if offset == LAST_POSITION:
         return
     if offset > FIRST_POSITION:
         os.lseek(fd, offset - FIRST_POSITION, os.SEEK_SET)
-    buffer = ctypes.create_string_buffer(LISTING_BUFFER)
-    getdents = libc.getdents64
-    while count := check(getdents(fd, buffer, LISTING_BUFFER)):
+    unpack = DIRENT.unpack_from
+    while count := check(libc.getdents64(fd, buffer, len(buffer))):
         raw = ctypes.string_at(buffer, count)
+        found: list[Listed] = []
         at = 0
         while at < count:
-            ino, position, length, kind = DIRENT.unpack_from(raw, at)
+            ino, position, length, kind = unpack(raw, at)
             name = raw[at + 19 : raw.index(0, at + 19)]
             at += length
             if name == b"." or name == b"..":
                 continue
             if not kind:
                 kind = stat.S_IFMT(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode) >> 12
-            yield name, ino, kind, min(position, LAST_POSITION - FIRST_POSITION) + FIRST_POSITION
+            position += FIRST_POSITION
+            found.append((name, ino, kind, position if position < LAST_POSITION else LAST_POSITION))
+        yield found

@@ -227,10 +227,12 @@ class HostInode(Inode):
             else:
                 fd = os.open(self.by_descriptor, DIRECTORY_FLAGS)
         try:
-            for name, ino, kind, position in list_directory(fd, offset):
-                if self.node:
-                    kind = kind_of(self.node, name, kind)
-                yield Entry(name, fs.ino_of(dev, ino), kind, position)
+            plain = fs.is_first(dev)
+            for listed in list_directory(fd, offset, fs.buffer):
+                for name, ino, kind, position in listed:
+                    if self.node:
+                        kind = kind_of(self.node, name, kind)
+                    yield Entry(name, ino if plain else fs.ino_of(dev, ino), kind, position)
         except OSError as error:
             raise refusal(error) from error
         finally:

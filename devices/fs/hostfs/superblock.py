@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from devices.errors import SysError, host_errno
-from devices.fs.hostfs.host import DIRECTORY_FLAGS, filesystem_type, raise_limit, sync_filesystem
+from devices.fs.hostfs.host import (
+    DIRECTORY_FLAGS,
+    LISTING_BUFFER,
+    filesystem_type,
+    raise_limit,
+    sync_filesystem,
+)
 from devices.vfs.inode import SB_NOATIME, SB_RDONLY, StatFs, SuperBlock
 
 if TYPE_CHECKING:
@@ -52,6 +59,8 @@ class HostFs(SuperBlock):
         self.inodes: WeakValueDictionary[Key, HostInode] = WeakValueDictionary()
         self.orphans: dict[Key, tuple[HostContents, PageCache]] = {}
         """Page caches that have outlived their inode, because pages are mapped or nobody could free them then."""
+        self.buffer = ctypes.create_string_buffer(LISTING_BUFFER)
+        """For directories that are read."""
         self._devices: dict[int, int] = {}
         self._others: dict[Key, int] = {}
         self.owns_files = os.geteuid() == 0
@@ -84,6 +93,10 @@ class HostFs(SuperBlock):
         if number < DEVICES and not ino >> DEVICE_SHIFT:
             return number << DEVICE_SHIFT | ino
         return self._others.setdefault((dev, ino), DEVICES << DEVICE_SHIFT | len(self._others))
+
+    def is_first(self, dev: int) -> bool:
+        """Are inode numbers of this host file system the host's own?"""
+        return self._devices.get(dev) == 0
 
     def check_writable(self) -> None:
         if self.read_only or self.flags & SB_RDONLY:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from devices.errors import SysError
 from devices.fs.overlayfs.copy_up import drop
 from devices.fs.overlayfs.inode import OverlayInode
-from devices.fs.overlayfs.listing import Found, Listing
+from devices.fs.overlayfs.listing import Listing
 from devices.fs.overlayfs.superblock import OPAQUE, TEMPORARY, Copied, is_opaque, is_whiteout
 from devices.vfs.abi import RENAME_EXCHANGE, RENAME_WHITEOUT
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from devices.fs.overlayfs.inode import Place
+    from devices.fs.overlayfs.listing import Found
     from devices.fs.overlayfs.superblock import OverlayFs
     from devices.task.task import Task
     from devices.vfs.inode import Entry, Inode
@@ -101,31 +102,29 @@ class OverlayDirectory(OverlayInode):
             listing.update(self._scan())
         return listing.after(offset)
 
-    def _scan(self) -> dict[bytes, Found]:
+    def _scan(self) -> Found:
         """What all the layers have together."""
         fs = self.fs
-        names: dict[bytes, Found | None] = {}
+        names: dict[bytes, tuple[int, int] | None] = {}
         for layer in (self.upper, *self.lower):
             if layer is None:
                 continue
-            for entry in layer.iterate(fs.mounter, 0):
-                name, ino, kind, _ = entry
-                if name not in names:
-                    names[name] = (
-                        None
-                        if kind == DT_CHR and self._is_hidden(layer, name)
-                        else Found(self._number(layer, name, ino), kind)
-                    )
+            upper = layer is self.upper
+            base = fs.number(layer.sb, 0)
+            for name, ino, kind, _ in layer.iterate(fs.mounter, 0):
+                if name in names:
+                    continue
+                if kind == DT_CHR and self._is_hidden(layer, name):
+                    names[name] = None
+                else:
+                    names[name] = (self._number(layer, name, ino) if upper else base + ino, kind)
         return {name: found for name, found in names.items() if found is not None}
 
-    def _number(self, layer: Inode, name: bytes, ino: int) -> int:
-        """The inode number of an entry of a layer."""
-        if layer is self.upper:
-            child = layer.lookup(self.fs.mounter, name)
-            copied = self.fs.copied.get(child) if child is not None else None
-            if copied is not None:
-                return copied.ino
-        return self.fs.number(layer.sb, ino)
+    def _number(self, upper: Inode, name: bytes, ino: int) -> int:
+        """The inode number of an entry of the upper layer."""
+        child = upper.lookup(self.fs.mounter, name)
+        copied = self.fs.copied.get(child) if child is not None else None
+        return copied.ino if copied is not None else self.fs.number(upper.sb, ino)
 
     def _is_hidden(self, layer: Inode, name: bytes) -> bool:
         inode = layer.lookup(self.fs.mounter, name)

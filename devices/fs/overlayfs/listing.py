@@ -4,7 +4,7 @@ whatever was removed, made or copied up meanwhile."""
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from devices.vfs.inode import Entry
 
@@ -14,48 +14,49 @@ if TYPE_CHECKING:
 FIRST = 3
 """1 and 2 are `.` and `..`."""
 
-
-class Found(NamedTuple):
-    """What a scan of the layers says of a name."""
-
-    ino: int
-    kind: int
+Found = dict[bytes, tuple[int, int]]
+"""What a scan of the layers says of each name: inode number, DT_*."""
 
 
 class Listing:
     __slots__ = ("_next", "_order", "entries")
 
     def __init__(self) -> None:
-        self.entries: dict[bytes, tuple[int, Found]] = {}
-        """Number, and what it is, by name."""
-        self._order: list[tuple[int, bytes]] = []
+        self.entries: dict[bytes, Entry] = {}
+        """By name; the offset is the number."""
+        self._order: list[Entry] = []
         self._next = FIRST
 
-    def update(self, found: dict[bytes, Found]) -> None:
+    def update(self, found: Found) -> None:
         """The directory has just these entries now."""
         before = self.entries
-        entries: dict[bytes, tuple[int, Found]] = {}
-        for name, what in found.items():
-            known = before.get(name)
+        number = self._next
+        order: list[Entry] = []
+        for name, (ino, kind) in found.items():
+            known = before.get(name) if before else None
             if known is None:
-                number = self._next
-                self._next += 1
+                order.append(Entry(name, ino, kind, number))
+                number += 1
             else:
-                number = known[0]
-            entries[name] = (number, what)
-        self.entries = entries
-        self._order = sorted((number, name) for name, (number, _) in entries.items())
+                order.append(known._replace(ino=ino, kind=kind))
+        self._next = number
+        self.entries = {entry.name: entry for entry in order}
+        if before:
+            order.sort(key=_number)
+        self._order = order
 
     def remove(self, name: bytes) -> None:
         self.entries.pop(name, None)
 
     def after(self, offset: int) -> Iterator[Entry]:
-        """The entries behind position `offset`."""
-        order = self._order
-        at = bisect_right(order, (offset, b"\xff" * 256))
-        while at < len(order):
-            number, name = order[at]
-            at += 1
-            known = self.entries.get(name)
-            if known is not None and known[0] == number:
-                yield Entry(name, known[1].ino, known[1].kind, number)
+        """The entries behind position `offset` that are still there."""
+        order, entries = self._order, self.entries
+        start = bisect_right(order, offset, key=_number) if offset else 0
+        for at in range(start, len(order)):
+            entry = order[at]
+            if entries.get(entry.name) is entry:
+                yield entry
+
+
+def _number(entry: Entry) -> int:
+    return entry.offset

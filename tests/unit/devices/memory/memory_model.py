@@ -103,6 +103,7 @@ class Machine(MachineMemory):
         self.model = ModelMachine(mib, **how)
         accelerator = self.model.accelerator
         super().__init__(self.model.ram, self.model.frames, self.model.half, accelerator, NoRandom())
+        self.keeps_tables = False  # every frame is looked for after the end of a space; test_fork.py has it on
 
     def space(self) -> Space:
         return Space(self)

@@ -208,3 +208,28 @@ def test_no_memory_for_a_child(machine: Machine) -> None:
             parent.settle()
             parent.store(BASE, 4)
             machine.frames.release_runs(rest)
+
+
+def test_tables_of_the_dead_are_not_reused_before_all_is_revoked() -> None:
+    machine = Machine(32, populates=True, discard_revokes=True)
+    machine.keeps_tables = True
+    before = machine.frames.free
+    parent = machine.space()
+    parent.mmap(BASE, 4 * PAGE, RW, P | FIXED)
+    parent.store(BASE, 1)
+    tables: set[int] = set()
+    for n in range(40):
+        child = forked(parent)
+        for space in (parent, child):
+            space.cpu.absorb(space.root)
+        assert child.root not in tables, "a table in the place of one that a CPU may still know"
+        tables.add(child.root)
+        child.store(BASE, n)
+        assert parent.load(BASE) == 1
+        child.teardown()
+    kept = machine.frames.free
+    assert machine.reclaim(1) > 0, "they are given back when memory is short"
+    assert machine.frames.free > kept
+    parent.teardown()
+    machine.free_tables()
+    assert machine.frames.free == before

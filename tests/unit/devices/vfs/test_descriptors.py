@@ -12,6 +12,7 @@ from devices.task.rlimits import RLIMIT_FSIZE, RLIMIT_NOFILE
 from devices.vfs.events import (
     IN_ACCESS,
     IN_ATTRIB,
+    IN_CLOSE_WRITE,
     IN_CREATE,
     IN_DELETE,
     IN_DELETE_SELF,
@@ -221,6 +222,7 @@ def test_events_pass_one_place(tree: Files) -> None:
     tree.call("fchmod", fd, 0o600)
     tree.call("rename", b"/d/a", b"/d/b")
     tree.call("unlink", b"/d/b")
+    tree.call("close", fd)
     told = [(event.mask, event.name) for event in seen]
     wanted = [
         (IN_CREATE | IN_ISDIR, b"d"),
@@ -232,6 +234,7 @@ def test_events_pass_one_place(tree: Files) -> None:
         (IN_MOVED_FROM, b"a"),
         (IN_MOVED_TO, b"b"),
         (IN_DELETE, b"b"),
+        (IN_CLOSE_WRITE, b"b"),
     ]
     assert [event for event in told if event in wanted] == wanted
     assert seen[6].cookie == seen[7].cookie != 0

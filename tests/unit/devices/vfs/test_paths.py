@@ -185,3 +185,16 @@ def test_walk_says_what_is_wrong(tree: Files) -> None:
         paths.walk(tree.task, 77, b"d")
     parent = paths.walk_parent(tree.task, AT_FDCWD, b"/d/f//")
     assert (parent.name, parent.slash, parent.path.dentry.name) == (b"f", True, b"d")
+
+
+def test_directories_may_be_nested_deeply(tree: Files) -> None:
+    """Neither walking nor forgetting a chain of dentries may exhaust the monitor's stack."""
+    depth = 30_000
+    for _ in range(depth):
+        assert tree.call("mkdir", b"n", 0o755) == 0
+        assert tree.call("chdir", b"n") == 0
+    assert tree.call("getcwd", tree.room(), 4096) == -errno.ENAMETOOLONG
+    assert tree.call("rename", b"/n", b"x") == -errno.EINVAL
+    for index in range(len(tree.kernel.vfs.kept)):
+        tree.kernel.vfs.kept[index] = None
+    assert tree.call("chdir", b"/") == 0

@@ -176,3 +176,38 @@ def test_a_copied_namespace_is_apart(tree: Files) -> None:
     assert len(namespace.mounts) == len(tree.task.process.mounts.mounts) == len(pairs)
     mount(tree, b"/target")
     assert len(namespace.mounts) == len(tree.task.process.mounts.mounts) - 1
+
+
+def test_mounts_may_be_nested_deeply(tree: Files) -> None:
+    """A program must not be able to exhaust the monitor's stack."""
+    depth = 1500
+    for _ in range(depth):
+        assert tree.call("mkdir", b"d", 0o755) == 0
+        assert tree.call("mount", b"none", b"d", b"tmpfs", 0, 0) == 0
+        assert tree.call("chdir", b"d") == 0
+    assert tree.call("mount", 0, b"/", 0, KINDS["shared"] | MS_REC, 0) == 0
+    assert tree.call("mount", b"/", b"/target", 0, MS_BIND | MS_REC, 0) == 0
+    assert len(tree.task.process.mounts.mounts) == 2 * depth + 3
+    assert tree.call("getcwd", tree.room(), 4096) == 2 * depth + 1  # with the NUL
+    assert tree.call("chdir", b"/") == 0
+    assert tree.call("umount2", b"/d", MNT_DETACH) == 0
+    assert len(tree.task.process.mounts.mounts) == 3
+
+
+def test_a_chain_of_slaves_may_be_long(tree: Files) -> None:
+    mount(tree, b"/source")
+    make(tree, b"/source", "shared")
+    depth = 1200
+    for _ in range(depth):
+        assert bind(tree, b"/source", b"/source") == 0
+        assert tree.call("mount", 0, b"/source", 0, KINDS["slave"], 0) == 0
+        assert tree.call("mount", 0, b"/source", 0, KINDS["shared"], 0) == 0
+    assert tree.call("umount2", b"/source", MNT_DETACH) == 0
+
+
+def test_there_is_a_limit_to_mounts(tree: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devices.vfs.mounting.MOUNT_MAX", 20)
+    make(tree, b"/", "shared", recursive=True)
+    results = [tree.call("mount", b"/", b"/target", 0, MS_BIND | MS_REC, 0) for _ in range(6)]
+    assert -errno.ENOSPC in results
+    assert len(tree.kernel.vfs.mounts) <= 20
