@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGES := python3-venv gcc libc6-dev \
 	$(if $(filter test bench lab,$(MAKECMDGOALS)),busybox-static) \
 	$(if $(filter images,$(MAKECMDGOALS)),busybox-static debootstrap $(if $(filter 0,$(shell id -u)),,fakechroot fakeroot)) \
-	$(if $(filter lab,$(MAKECMDGOALS)),cpio kmod linux-image-amd64 qemu-system-x86)
+	$(if $(filter lab,$(MAKECMDGOALS)),linux-image-amd64 qemu-system-x86)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -114,6 +114,7 @@ class Mount:
         if not sb.uses:
             sb.sync()
             sb.dentry = None
+            vfs.forget(sb)
             sb.shutdown()
 
     # Times of access

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from devices.vfs.events import Event
     from devices.vfs.files import OpenFile
     from devices.vfs.fs_struct import FsStruct
+    from devices.vfs.inode import SuperBlock
     from devices.vfs.locks import FileLocks, RangeLock
     from devices.vfs.mount import Mount, MountNamespace
     from devices.vfs.path import Dentry, Path
@@ -64,6 +65,12 @@ class Vfs:
         at = self._next_kept
         self.kept[at] = dentry
         self._next_kept = (at + 1) % RECENT
+
+    def forget(self, sb: SuperBlock) -> None:
+        """The file system is not mounted any more."""
+        for at, dentry in enumerate(self.kept):
+            if dentry is not None and dentry.inode.sb is sb:
+                self.kept[at] = None
 
     def new_dev_locked(self) -> int:
         """A device number for a file system without a device (major 0)."""

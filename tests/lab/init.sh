@@ -44,9 +44,9 @@ try mkdir -p /dev/pts /dev/shm
 try mount -t devpts -o mode=600,ptmxmode=666 devpts /host/dev/pts
 try mount -t tmpfs -o mode=1777 shm /host/dev/shm
 busybox ln -s /proc/self/fd /host/dev/fd
-busybox ln -s fd/0 /host/dev/stdin
-busybox ln -s fd/1 /host/dev/stdout
-busybox ln -s fd/2 /host/dev/stderr
+busybox ln -s /proc/self/fd/0 /host/dev/stdin
+busybox ln -s /proc/self/fd/1 /host/dev/stdout
+busybox ln -s /proc/self/fd/2 /host/dev/stderr
 while read -r folder; do
     try mount -t tmpfs -o mode=1777 tmpfs "/host$folder"
 done </lab/scratch

@@ -60,7 +60,7 @@ def test_as_on_the_host() -> None:
     try:
         ours = OurKernel(world)
         for name, arguments in SETUP:
-            assert host.call(name, *arguments)[0] == ours.call(name, *arguments)[0] == 0  # type: ignore[arg-type]
+            assert host.call(name, *arguments)[0] == ours.call(name, *arguments)[0] == 0
         assert described(ours) == described(host)
         for kernel in (host, ours):
             known = ids(kernel)
