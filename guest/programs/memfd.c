@@ -1,3 +1,4 @@
+// needs Linux 6.7 (what is new: MFD_NOEXEC_SEAL, MFD_EXEC)
 // build: -Wno-unused-result
 // memfd_create: contents, holes, allocation, truncation, seals, and what the file's mappings have to do with them.
 #include "say.h"

@@ -3,11 +3,13 @@
 Every program in guest/programs is run on both, on every accelerator, and must print the same and end the same way. A
 program that is not meant for that (a benchmark, a hostile one) says so in a line `// not compared: WHY`; its arguments,
 if it takes any, stand in a line `// arguments: ...`. One that needs files has a line `// boot: host`: it runs in the
-host's root file system instead of by itself.
+host's root file system instead of by itself. One that uses what only newer kernels have names the oldest that will do
+in a line `// needs Linux 6.3`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -20,12 +22,21 @@ NOT_COMPARED = re.compile(r"^// not compared: ", re.MULTILINE)
 ARGUMENTS = re.compile(r"^// arguments: (.*)$", re.MULTILINE)
 
 
+NEEDS = re.compile(r"^// needs Linux (\d+)\.(\d+)", re.MULTILINE)
 IN_HOST = re.compile(r"^// boot: host$", re.MULTILINE)
 
 
 def compared() -> list[str]:
     sources = sorted((GUEST / "programs").glob("*.c"))
     return [source.stem for source in sources if not NOT_COMPARED.search(source.read_text())]
+
+
+def skip_on_older_hosts(name: str) -> None:
+    """Skip a program that uses what the host's kernel does not know yet: it could not say what is right."""
+    needed = NEEDS.search((GUEST / "programs" / f"{name}.c").read_text())
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if needed and release and tuple(map(int, release.groups())) < tuple(map(int, needed.groups())):
+        pytest.skip(f"the host's kernel is older than Linux {needed[1]}.{needed[2]}")
 
 
 def arguments(name: str) -> list[str]:
@@ -35,6 +46,7 @@ def arguments(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", compared())
 def test_same_on_both_kernels(name: str, accelerator: str) -> None:
+    skip_on_older_hosts(name)
     argv: list[str | Path] = [program(name), *arguments(name)]
     expected = native(argv)
     root = ["host"] if IN_HOST.search((GUEST / "programs" / f"{name}.c").read_text()) else []

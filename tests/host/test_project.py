@@ -59,7 +59,7 @@ def tools(folder: Path, *names: str) -> str:
 
 
 def test_help_is_the_default_and_lists_the_targets() -> None:
-    shown = run(["make"])
+    shown = run(["make", "--no-print-directory"])
     assert shown.returncode == 0
     listed = [line.split()[1] for line in shown.stdout.splitlines()]
     assert listed == ["help", "run", "test", "lint", "guest", "images", "lab", "bench", "clean"]
