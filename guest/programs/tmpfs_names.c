@@ -1,3 +1,4 @@
+// needs Linux 6.12 (the order of entries and their offsets in a tmpfs)
 // boot: host
 // build: -Wno-unused-result
 // Names in a tmpfs: link counts and sizes of directories, order of entries, rename with flags, attributes, times.
