@@ -151,8 +151,7 @@ def test_a_kick_never_hits_the_next_job_of_the_thread(pool: Pool) -> None:
     sent = [0]
 
     def hail() -> None:
-        # Not without a pause: real-time signals queue up, and a thread that handles them faster than they come only just
-        # gets to its next instruction.
+        # Not without a pause: real-time signals queue up, and a thread under a flood of them never gets to the GIL.
         while not stop.wait(0.00005):
             if target:
                 sent[0] += kick.kick(target[0])
