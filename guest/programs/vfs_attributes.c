@@ -1,3 +1,4 @@
+// needs Linux 6.6 (extended attributes of users in a tmpfs)
 // Attributes and contents: stat, statx, times, extended attributes, sizes and holes, positions, the flags of pwritev2.
 // boot: host
 #include "files.h"
