@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,17 @@ def built_image(name: str) -> Path:
     """Path of the image `name` that pyvmm brings along, built first if need be."""
     _run(["make", "-s", "-C", GUEST, "shipped"])
     return ROOT / "images" / "_built" / name / name
+
+
+def skip_on_older_hosts(name: str) -> None:
+    """Skip a guest program that uses what the host's kernel does not know yet: it could not say what is right. The
+    program says so in a line `// needs Linux X.Y`."""
+    import pytest
+
+    needed = re.search(r"^// needs Linux (\d+)\.(\d+)", (GUEST / "programs" / f"{name}.c").read_text(), re.MULTILINE)
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if needed and release and tuple(map(int, release.groups())) < tuple(map(int, needed.groups())):
+        pytest.skip(f"the host's kernel is older than Linux {needed[1]}.{needed[2]}")
 
 
 def compile_c(source: Path, output: Path, *flags: str) -> Path:

@@ -1,3 +1,4 @@
+// needs Linux 6.12 (what moves along with a mount that is moved)
 // Mounting: binds, moves, propagation, flags, unmounting, pivot_root, the new mount calls.
 // not compared: on the host it needs a mount namespace of its own (tests/guest/test_vfs_mounts.py gives it one)
 #include "files.h"

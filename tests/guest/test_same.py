@@ -9,34 +9,24 @@ in a line `// needs Linux 6.3`.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.harness import GUEST, boot, native, program, shell_status
+from tests.harness import GUEST, boot, native, program, shell_status, skip_on_older_hosts
 
 NOT_COMPARED = re.compile(r"^// not compared: ", re.MULTILINE)
 ARGUMENTS = re.compile(r"^// arguments: (.*)$", re.MULTILINE)
 
 
-NEEDS = re.compile(r"^// needs Linux (\d+)\.(\d+)", re.MULTILINE)
 IN_HOST = re.compile(r"^// boot: host$", re.MULTILINE)
 
 
 def compared() -> list[str]:
     sources = sorted((GUEST / "programs").glob("*.c"))
     return [source.stem for source in sources if not NOT_COMPARED.search(source.read_text())]
-
-
-def skip_on_older_hosts(name: str) -> None:
-    """Skip a program that uses what the host's kernel does not know yet: it could not say what is right."""
-    needed = NEEDS.search((GUEST / "programs" / f"{name}.c").read_text())
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    if needed and release and tuple(map(int, release.groups())) < tuple(map(int, needed.groups())):
-        pytest.skip(f"the host's kernel is older than Linux {needed[1]}.{needed[2]}")
 
 
 def arguments(name: str) -> list[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import boot, native, program
+from tests.harness import boot, native, program, skip_on_older_hosts
 
 
 def test_mounts_are_as_on_the_host(accelerator: str) -> None:
+    skip_on_older_hosts("vfs_mounts")
     before = set(Path("/dev/shm").iterdir())
     unshare = shutil.which("unshare")
     if unshare is None or native([unshare, "-m", "/bin/true"]).returncode:
