@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from devices.args import Fd, Int, Ptr, Size, TimespecPtr, TimevalPtr, UInt
 from devices.bus import syscall
 from devices.errors import ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Interrupted, SysError
+from devices.fs.anon import anonymous_path
 from devices.poll import abi
 from devices.poll.abi import (
     ALWAYS,
@@ -225,14 +226,20 @@ def epoll_create(task: Task, size: Int) -> int:
     """man 2 epoll_create."""
     if size <= 0:
         raise SysError(errno.EINVAL, "size is not positive")
-    return task.files.install(Epoll(), nofile(task))
+    return task.files.install(new_epoll(task), nofile(task))
 
 
 @syscall("epoll_create1")
 def epoll_create1(task: Task, flags: EpollFlags) -> int:
     if flags & ~abi.EPOLL_CLOEXEC:
         raise SysError(errno.EINVAL, "unknown flag")
-    return task.files.install(Epoll(), nofile(task), cloexec=bool(flags))
+    return task.files.install(new_epoll(task), nofile(task), cloexec=bool(flags))
+
+
+def new_epoll(task: Task) -> Epoll:
+    epoll = Epoll()
+    epoll.attach(anonymous_path(task.kernel, b"[eventpoll]"))
+    return epoll
 
 
 def epoll_of(task: Task, epfd: int) -> Epoll:
@@ -331,4 +338,6 @@ def eventfd2(task: Task, initval: UInt, flags: EventfdFlags) -> int:
     """man 2 eventfd."""
     if flags & ~(abi.EFD_SEMAPHORE | abi.EFD_NONBLOCK | abi.EFD_CLOEXEC):
         raise SysError(errno.EINVAL, "unknown flag")
-    return task.files.install(EventFd(initval, flags), nofile(task), cloexec=bool(flags & abi.EFD_CLOEXEC))
+    file = EventFd(initval, flags)
+    file.attach(anonymous_path(task.kernel, b"[eventfd]"))
+    return task.files.install(file, nofile(task), cloexec=bool(flags & abi.EFD_CLOEXEC))

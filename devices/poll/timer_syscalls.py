@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from devices.args import EnumSet, Fd, FlagSet, Ptr, StructArg, UInt
 from devices.bus import syscall
 from devices.errors import SysError
+from devices.fs.anon import anonymous_path
 from devices.poll.timerfd import TimerFd
 from devices.signals.info import SigInfo
 from devices.signals.send import send_locked
@@ -61,7 +62,9 @@ def timerfd_create(task: Task, clockid: ClockId, flags: TimerfdFlags) -> int:
     if clockid in ALARM_CLOCKS:
         raise SysError(errno.EOPNOTSUPP, "no alarm clock device")
     limit = task.process.rlimits[RLIMIT_NOFILE][0]
-    return task.files.install(TimerFd(task.kernel, clockid, flags), limit, cloexec=bool(flags & TFD_CLOEXEC))
+    file = TimerFd(task.kernel, clockid, flags)
+    file.attach(anonymous_path(task.kernel, b"[timerfd]"))
+    return task.files.install(file, limit, cloexec=bool(flags & TFD_CLOEXEC))
 
 
 def timer_of(task: Task, fd: int) -> TimerFd:

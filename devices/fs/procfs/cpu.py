@@ -1,7 +1,6 @@
 """/proc/cpuinfo, stat, uptime, loadavg: the guest's CPUs (arch/x86/kernel/cpu/proc.c, fs/proc/stat.c).
 
-The guest's CPUs are the host's, as KVM shows them, or the emulator's. `Accelerator.cpuid`, where it is offered, tells;
-else it is the host's own /proc/cpuinfo, less what no guest can have.
+The guest's CPUs are the host's, as its own /proc/cpuinfo shows them, less what no guest can have; or the emulator's.
 """
 
 from __future__ import annotations
